@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Both make .venv and install pinned dependencies first; nothing else is needed but Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types check soak clean help
+
+help:           ## Show this list
+	@grep -E '^[a-z]+: .*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | sort
+
+demo: .venv/runtime  ## A mesh of three processes on this box answers prompts; every token is compared with one node's
+	@$(BIN)/meshmoe demo
+
+test: .venv/dev  ## The whole default test suite
+	@$(BIN)/python -m pytest
+
+lint: .venv/dev  ## Style, import directions
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+types: .venv/dev  ## Strict types
+	@$(BIN)/mypy
+
+check: lint types test  ## What CI runs
+
+soak: .venv/dev  ## Ten minutes of transport under cancels and restarts (MINUTES=10 SEED=1)
+	@$(BIN)/python -m tests.transport.soak --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
+
+clean:          ## Remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/runtime: pyproject.toml constraints.txt
+	@PYTHON=$(PYTHON) sh .ci/install runtime
+
+.venv/dev: pyproject.toml constraints.txt
+	@PYTHON=$(PYTHON) sh .ci/install dev

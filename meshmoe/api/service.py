@@ -1,0 +1,69 @@
+"""What the API needs from the node it speaks for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import msgspec
+
+from meshmoe.engine.request import GenerationEvent, GenerationRequest
+from meshmoe.node.status import NodeStatus
+
+
+class LeaveProgress(msgspec.Struct, frozen=True):
+    """A step of leaving: experts solely held here that still need another holder, and how many there were."""
+
+    remaining: int
+    total: int
+    text: str
+
+
+class ModelService(Protocol):
+    """One node as its local clients see it. All methods belong to the trio thread."""
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is listed; the only one that requests may use (or ``default``)."""
+        ...
+
+    @property
+    def started_s(self) -> int:
+        """Wall-clock time of the node's start, seconds since 1970."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer (``PreTrainedTokenizerBase``).
+
+        Raises:
+            MeshmoeError: the model is not loaded yet; the message says what the node is doing.
+        """
+        ...
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence of the model; raises as ``tokenizer`` does."""
+        ...
+
+    def require_ready(self) -> None:
+        """Return if a request would be served now.
+
+        Raises:
+            CapacityError: experts are missing; the message says how many bytes of capacity.
+            MeshmoeError: the node is starting or leaving.
+        """
+        ...
+
+    def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[GenerationEvent]]:
+        """Run a generation; leaving the context early cancels it everywhere."""
+        ...
+
+    def status(self) -> NodeStatus:
+        """A snapshot."""
+        ...
+
+    def leave(self) -> AbstractAsyncContextManager[AsyncIterator[LeaveProgress]]:
+        """Hand over what only this node holds, then stop; yields progress."""
+        ...

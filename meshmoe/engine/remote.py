@@ -1,0 +1,42 @@
+"""The seam between the compute thread and the mesh: expert calls out, and nothing else.
+
+The engine knows no peers. At a layer that needs experts which are not resident it hands a `LayerCall` to the
+`RemoteExperts` it was given; the mesh side picks holders, sends, retries, and answers with the outputs of every expert.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from meshmoe.engine.request import GenerationStats
+
+
+class LayerCall(NamedTuple):
+    """The experts of one layer that a request needs from elsewhere.
+
+    Attributes:
+        layer: MoE layer ordinal.
+        hidden: ``[T, H]``, the layer's input for all tokens of the step, in the model's dtype, contiguous, on the CPU.
+        rows: For each missing expert, the rows of ``hidden`` that were routed to it, ascending; experts ascending.
+        decode: Whether this is a decode step (someone waits for this token) or prefill.
+        stats: The request's counters; the mesh side adds bytes and retries.
+    """
+
+    layer: int
+    hidden: Tensor
+    rows: dict[int, list[int]]
+    decode: bool
+    stats: GenerationStats
+
+
+class RemoteExperts(Protocol):
+    """What the mesh offers to the engine; called on the trio thread."""
+
+    async def compute(self, call: LayerCall) -> dict[int, Tensor]:
+        """Compute every expert of ``call`` somewhere; the result maps expert index to ``[len(rows), H]``.
+
+        Cancelled when the request is. Raises `ExpertUnavailableError` when an expert cannot be had, with its name.
+        """
+        ...

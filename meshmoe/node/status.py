@@ -1,0 +1,177 @@
+"""What a node tells about itself and its mesh: the stable schema behind ``meshmoe status --json``.
+
+Every field is documented in docs/operations.md; names carry their units. Fields may be added; none changes its meaning
+or goes away without a new ``schema`` number.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+SCHEMA = 1
+
+
+class PeerStatus(msgspec.Struct, kw_only=True):
+    """One node of the mesh as this node sees it (this node included).
+
+    Attributes:
+        node: Its name.
+        state: ``alive``, ``suspect``, ``dead``, ``left`` (membership), or ``joining`` while it loads the trunk.
+        is_self: Whether it is the node that answers.
+        address: ``host:port`` of its control lane.
+        capacity_bytes: What it may use for experts.
+        held_bytes: What its resident experts take.
+        experts_held: Number of resident experts.
+        rtt_ms: Round trip to it as measured by probes; None for itself, or before the first.
+        rate_bytes_per_s: Bandwidth as measured by real transfers to or from it; None before the first.
+        sent_bytes: Bytes sent to it since this node started.
+        received_bytes: Bytes received from it since then.
+        expert_calls: (token, expert) pairs that it computed for this node.
+        software: Its meshmoe version.
+    """
+
+    node: str
+    state: str
+    is_self: bool
+    address: str
+    capacity_bytes: int
+    held_bytes: int
+    experts_held: int
+    rtt_ms: float | None = None
+    rate_bytes_per_s: float | None = None
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    expert_calls: int = 0
+    software: str = ""
+
+
+class ModelStatus(msgspec.Struct, kw_only=True):
+    """The model that the mesh serves.
+
+    Attributes:
+        name: As the API lists it.
+        digest: 40 hex digits that all nodes of the mesh share.
+        family: transformers model type.
+        dtype: Dtype of computation and of the wire.
+        moe_layers: Layers with routed experts.
+        experts: Routed experts in all layers.
+        expert_bytes_total: Bytes of all routed experts.
+        trunk_bytes: Bytes of everything else, held by every node.
+        context_tokens: Longest sequence.
+    """
+
+    name: str
+    digest: str
+    family: str
+    dtype: str
+    moe_layers: int
+    experts: int
+    expert_bytes_total: int
+    trunk_bytes: int
+    context_tokens: int
+
+
+class CoverageStatus(msgspec.Struct, kw_only=True):
+    """Whether every expert has a holder that can be reached.
+
+    Attributes:
+        covered: Experts with at least one holder.
+        total: Experts of the model.
+        replicas_mean: Holders an expert, mean over covered experts.
+        missing_bytes: Capacity that the mesh lacks to hold every expert once; 0 when it is enough.
+        holder_map_digest: Digest of who holds what in this node's view; equal on all nodes when they agree.
+        holders_by_layer: For each MoE layer, for each expert, the indices into ``peers`` of its holders.
+    """
+
+    covered: int
+    total: int
+    replicas_mean: float
+    missing_bytes: int
+    holder_map_digest: str
+    holders_by_layer: list[list[list[int]]] = []
+
+
+class ServingStatus(msgspec.Struct, kw_only=True):
+    """This node's own requests since it started, unless said otherwise.
+
+    Attributes:
+        ready: Whether a request would be served now.
+        reason: Why not, in words; empty when ready.
+        active: Requests in progress.
+        queued: Requests waiting for a place.
+        finished: Requests that ended with all their text.
+        failed: Requests that ended with an error.
+        cancelled: Requests whose client went away.
+        completion_tokens: Tokens written.
+        tokens_per_s: Tokens written a second over the last minute's busy time.
+        hit_ratio: Share of expert calls served locally; None before the first.
+        rounds_per_token: Rounds a decoded token; None before the first.
+        expert_calls_served: (token, expert) pairs computed here for other nodes.
+    """
+
+    ready: bool
+    reason: str
+    active: int = 0
+    queued: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    completion_tokens: int = 0
+    tokens_per_s: float = 0.0
+    hit_ratio: float | None = None
+    rounds_per_token: float | None = None
+    expert_calls_served: int = 0
+
+
+class TransferStatus(msgspec.Struct, kw_only=True):
+    """Weights on their way to this node.
+
+    Attributes:
+        what: ``trunk``, ``expert 3/17``, ``tokenizer.json``.
+        source: ``disk``, or the peer's name.
+        done_bytes: Received and written so far.
+        total_bytes: Size of the whole.
+    """
+
+    what: str
+    source: str
+    done_bytes: int
+    total_bytes: int
+
+
+class NodeStatus(msgspec.Struct, kw_only=True):
+    """Everything that ``meshmoe status`` shows.
+
+    Attributes:
+        schema: Number of this schema.
+        node: This node's name.
+        generation: Milliseconds of wall clock at its start.
+        software: Its meshmoe version.
+        uptime_s: Seconds since it started.
+        phase: ``starting``, ``fetching``, ``loading``, ``serving``, ``leaving``.
+        rss_bytes: Resident memory of the process.
+        model: None until it is known.
+        peers: All known nodes, this one first, then by name.
+        coverage: None until the model is known.
+        serving: This node's requests.
+        transfers: Weights on their way in.
+        experts_wanted: Experts that the guardian rule assigns to this node.
+        join_command: What to type on another box.
+        faults: Counters of what went wrong: bad messages by kind, timeouts, retries.
+    """
+
+    node: str
+    generation: int
+    software: str
+    uptime_s: float
+    phase: str
+    rss_bytes: int
+    model: ModelStatus | None
+    peers: list[PeerStatus]
+    coverage: CoverageStatus | None
+    serving: ServingStatus
+    transfers: list[TransferStatus]
+    experts_wanted: int
+    join_command: str
+    faults: dict[str, int]
+    schema: int = SCHEMA

@@ -1,0 +1,91 @@
+"""The small interface that every transport fills, and that the runtime is written against.
+
+A transport moves *parcels* (lists of byte frames) one way, from a node to a named peer, on one of three *lanes*. Each
+lane is its own connection, so that a 12 MB expert on ``BULK`` never stands in front of a probe on ``CONTROL``. Every
+connection carries frames in one direction only: a node sends through sockets that it opened itself and receives through
+sockets that it has bound. Requests, replies and deadlines are made of parcels one level up.
+
+Delivery is at most once and in order within a lane while a connection lives; a parcel handed over while a connection
+breaks may be lost. Whoever needs an answer sets a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from meshmoe.core.endpoints import Endpoints, Lane
+from meshmoe.core.errors import PeerError
+from meshmoe.core.ids import NodeId
+
+Frame = bytes | bytearray | memoryview
+
+
+class Parcel(NamedTuple):
+    """What came in: the sender by its own word (see docs/security.md for what binds it), and the frames."""
+
+    sender: NodeId
+    generation: int
+    frames: list[memoryview]
+
+
+class LinkStats(msgspec.Struct):
+    """Counters of one peer, both directions, all lanes."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    sent_parcels: int = 0
+    received_parcels: int = 0
+    dropped_parcels: int = 0
+
+
+class UnreachableError(PeerError):
+    """The peer is not connected, or did not take the parcel in time."""
+
+
+class QueueFullError(PeerError):
+    """The bounded queue towards the peer is full: it takes parcels more slowly than they are made."""
+
+
+class Transport(Protocol):
+    """See the module's text. All methods belong to the trio thread."""
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where this node listens."""
+        ...
+
+    def connect(self, peer: NodeId, endpoints: Endpoints) -> None:
+        """Open (or re-point) the outgoing connections to ``peer``; returns at once, connects in the background."""
+        ...
+
+    def disconnect(self, peer: NodeId) -> None:
+        """Close the outgoing connections to ``peer`` and drop what is queued for it. Unknown peers are fine."""
+        ...
+
+    def post(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
+        """Hand over a parcel without waiting.
+
+        Raises:
+            UnreachableError: ``peer`` was never connected with ``connect`` or has no such lane.
+            QueueFullError: the lane's bounded queue is full.
+        """
+        ...
+
+    async def send(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
+        """Hand over a parcel, waiting for room in the queue; the caller sets the deadline by a cancel scope.
+
+        Raises:
+            UnreachableError: as for ``post``, or the peer is disconnected while waiting.
+        """
+        ...
+
+    async def receive(self, lane: Lane) -> Parcel:
+        """Wait for the next parcel of ``lane``. One task a lane."""
+        ...
+
+    def stats(self, peer: NodeId) -> LinkStats:
+        """Counters towards and from ``peer`` (zeros for an unknown one)."""
+        ...

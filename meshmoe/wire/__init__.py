@@ -1,0 +1,1 @@
+"""Messages and tensor frames: the one place that knows the bytes on the wire."""

@@ -1,0 +1,73 @@
+"""Tensors as raw frames: no pickle, no copy on the way out, one copy into aligned memory on the way in.
+
+Out: the frame is a view of the tensor's own memory; whoever packs a tensor must not write to it until the transport has
+let go of the frame (in practice: never again). In: a received frame starts wherever the network code put it, and kernels
+choose their path by alignment, so a tensor computed on such a view could differ in its last bits from the same tensor
+computed elsewhere. Results must be bitwise the same wherever an expert stands; so bytes are always copied into fresh
+memory aligned to 64 bytes before anybody computes on them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from meshmoe.core.errors import WireError
+from meshmoe.wire.frames import Frame, TensorDtype, TensorFrame, TensorHeader
+
+ALIGNMENT_BYTES = 64
+"""A cache line, and the widest vector register; torch's CPU allocator promises as much (c10::gAlignment)."""
+
+_DTYPE_OF_CODE: dict[TensorDtype, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+_CODE_OF_DTYPE: dict[torch.dtype, TensorDtype] = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
+
+if sys.byteorder != "little":
+    raise ImportError("meshmoe.wire.tensors: tensors travel little-endian, and this machine is big-endian")
+
+
+def pack_tensor(tensor: torch.Tensor) -> TensorFrame:
+    """Describe a tensor and expose its memory as a frame, without copying.
+
+    Args:
+        tensor: Two-dimensional, contiguous, on the CPU, of dtype float32, float16 or bfloat16, and not empty.
+
+    Returns:
+        The frame, which keeps the tensor's memory alive.
+
+    Raises:
+        ValueError: The tensor is not of that kind (a mistake of the caller, not of a peer).
+    """
+    code = _CODE_OF_DTYPE.get(tensor.dtype)
+    if code is None or tensor.ndim != 2 or not tensor.is_contiguous() or tensor.device.type != "cpu" or not tensor.numel():
+        raise ValueError(
+            f"cannot send a tensor {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+            f"{'' if tensor.is_contiguous() else ' (not contiguous)'}: it must be contiguous, 2-D, on the CPU,"
+            " float32, float16 or bfloat16, and not empty"
+        )
+    rows, columns = tensor.shape
+    # numpy has no bfloat16, but bytes are bytes: every dtype leaves as uint8.
+    view = memoryview(tensor.detach().view(torch.uint8).numpy()).cast("B")
+    return TensorFrame(TensorHeader(code, rows, columns), view)
+
+
+def unpack_tensor(frame: TensorFrame) -> torch.Tensor:
+    """Copy a received tensor into fresh private memory, aligned to `ALIGNMENT_BYTES`.
+
+    Args:
+        frame: As `meshmoe.wire.codec` decoded it.
+
+    Raises:
+        WireError: The frame's length is not what its header says.
+    """
+    header, data = frame
+    if _size_bytes(data) != header.size_bytes:
+        raise WireError(f"tensor frame of {_size_bytes(data)} bytes where {header} needs {header.size_bytes}")
+    tensor = torch.empty((header.rows, header.columns), dtype=_DTYPE_OF_CODE[header.dtype])
+    assert tensor.data_ptr() % ALIGNMENT_BYTES == 0, "torch's CPU allocator aligns to 64 bytes"
+    memoryview(tensor.view(torch.uint8).numpy()).cast("B")[:] = data
+    return tensor
+
+
+def _size_bytes(data: Frame) -> int:
+    return data.nbytes if isinstance(data, memoryview) else len(data)
