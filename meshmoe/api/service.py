@@ -6,18 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-import msgspec
-
 from meshmoe.engine.request import GenerationEvent, GenerationRequest
-from meshmoe.node.status import NodeStatus
-
-
-class LeaveProgress(msgspec.Struct, frozen=True):
-    """A step of leaving: experts solely held here that still need another holder, and how many there were."""
-
-    remaining: int
-    total: int
-    text: str
+from meshmoe.node.status import LeaveProgress, NodeStatus
 
 
 class ModelService(Protocol):

@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Meta
 
 NodeName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
-Generation = Annotated[int, Meta(ge=0, lt=1 << 63)]
-CallId = Annotated[int, Meta(ge=0, lt=1 << 63)]
+Generation = Annotated[int, Meta(ge=0, lt=1 << 62)]
+CallId = Annotated[int, Meta(ge=0, lt=1 << 62)]
 LayerIndex = Annotated[int, Meta(ge=0, lt=4096)]
 ExpertIndex = Annotated[int, Meta(ge=0, lt=65536)]
 ShortText = Annotated[str, Meta(max_length=500)]

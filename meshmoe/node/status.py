@@ -103,7 +103,7 @@ class ServingStatus(msgspec.Struct, kw_only=True):
         failed: Requests that ended with an error.
         cancelled: Requests whose client went away.
         completion_tokens: Tokens written.
-        tokens_per_s: Tokens written a second over the last minute's busy time.
+        tokens_per_s: Tokens a second that one request sees, prompt included, over the last 64 finished requests.
         hit_ratio: Share of expert calls served locally; None before the first.
         rounds_per_token: Rounds a decoded token; None before the first.
         expert_calls_served: (token, expert) pairs computed here for other nodes.
@@ -175,3 +175,17 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     join_command: str
     faults: dict[str, int]
     schema: int = SCHEMA
+
+
+class LeaveProgress(msgspec.Struct, frozen=True):
+    """A step of leaving.
+
+    Attributes:
+        remaining: Experts solely held here that still need another holder.
+        total: How many there were.
+        text: What is being done, in words.
+    """
+
+    remaining: int
+    total: int
+    text: str

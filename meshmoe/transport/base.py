@@ -19,8 +19,7 @@ import msgspec
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.errors import PeerError
 from meshmoe.core.ids import NodeId
-
-Frame = bytes | bytearray | memoryview
+from meshmoe.wire.frames import Frame
 
 
 class Parcel(NamedTuple):
@@ -79,6 +78,13 @@ class Transport(Protocol):
 
         Raises:
             UnreachableError: as for ``post``, or the peer is disconnected while waiting.
+        """
+        ...
+
+    def reachable(self, peer: NodeId, lane: Lane) -> bool:
+        """Whether ``post`` would take a parcel as far as is known: connected, or still connecting for the first time.
+
+        False for a peer whose connection broke and is not back yet.
         """
         ...
 

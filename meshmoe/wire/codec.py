@@ -1,13 +1,15 @@
 """Messages to frames and back: the one place that knows the bytes.
 
-The message frame is a msgpack map: the struct's fields, its tag ``t``, the protocol version ``v``, and for a parcel with
-a tensor its description ``x``. msgpack reads and writes it under tight limits; msgspec turns the plain dict into a typed
-struct whose bounds have been checked. A struct is looked up by its tag here, rather than by msgspec through a Union,
-because msgspec rebuilds its tables for a Union at every call (25 us a message) but keeps those of a struct (1 us).
+The message frame is a msgpack map: the struct's fields, its tag ``t``, the protocol version ``v``, and for a parcel
+with a tensor its description ``x``. msgpack reads and writes it under tight limits; msgspec turns the plain dict into
+a typed struct whose bounds have been checked. A struct is looked up by its tag here, rather than by msgspec through a
+Union, because msgspec rebuilds its tables for a Union at every call (25 us a message) but keeps those of a struct
+(1 us).
 
-Whatever bytes come in, `Codec.decode` either returns a valid message or raises `WireError` with one line. What a hostile
-header can cost is bounded too: msgpack reserves a list as soon as it reads its length, so the worst case is a header
-nested 512 or so deep in lists that each claim `_ITEMS_MAX` items: some 60 MB for a moment, not gigabytes.
+Whatever bytes come in, `Codec.decode` either returns a valid message or raises `WireError` with one line. What a
+hostile header can cost is bounded too: msgpack reserves a list as soon as it reads its length, so the worst case is a
+header nested as deep as msgpack allows (1024) in lists that each claim `_ITEMS_MAX` items: 64 MiB for a moment, not
+gigabytes.
 """
 
 from __future__ import annotations
@@ -20,8 +22,15 @@ import msgspec
 
 from meshmoe.core.errors import WireError
 from meshmoe.core.messages import Message
+from meshmoe.gossip import GOSSIP_MESSAGES
+from meshmoe.membership import MEMBERSHIP_MESSAGES
+from meshmoe.gossip.messages import GOSSIP_MESSAGES
+from meshmoe.membership.messages import MEMBERSHIP_MESSAGES
 from meshmoe.wire.frames import FRAMES_MAX, HEADER_BYTES_MAX, PARCEL_BYTES_MAX, Frame, TensorFrame, TensorHeader
 from meshmoe.wire.messages import PROTOCOL_VERSION, ROWS_MAX, RUNTIME_MESSAGES
+
+# msgpack ships no types; what crosses this name is annotated where it is used.
+_msgpack: Any = msgpack
 
 _TAG_KEY = "t"
 _VERSION_KEY = "v"
@@ -77,7 +86,7 @@ class Codec:
             assert config.tag not in self._type_of_tag, f"two messages have the tag {config.tag!r}"
             assert not names & {_TAG_KEY, _VERSION_KEY, _TENSOR_KEY}, f"{message_type.__name__} uses a reserved field"
             self._type_of_tag[config.tag] = message_type
-        self._packer = msgpack.Packer(use_bin_type=True, strict_types=True)
+        self._packer = _msgpack.Packer(use_bin_type=True)
 
     @property
     def message_types(self) -> tuple[type[Message], ...]:
@@ -132,11 +141,10 @@ class Codec:
         return Decoded(self._message(fields), list(frames[first_payload:]), tensor)
 
     def _check_version(self, version: object) -> None:
-        if version == self._version:
-            return
         if type(version) is not int:
             raise WireError(f"message without a protocol version (found {_short(version)})")
-        raise VersionError(self._version, version)
+        if version != self._version:
+            raise VersionError(self._version, version)
 
     def _message(self, fields: dict[str, Any]) -> Message:
         tag = fields.get(_TAG_KEY)
@@ -145,7 +153,8 @@ class Codec:
             raise WireError(f"unknown message type {_short(tag)}")
         try:
             return msgspec.convert(fields, message_type, builtin_types=_BUILTIN_TYPES, str_keys=True)
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        except Exception as error:
+            # Any: messages may check themselves (``__post_init__``), and a peer's bytes must not choose our exception.
             raise WireError(f"invalid {message_type.__name__}: {_short(error)}") from None
 
 
@@ -163,7 +172,7 @@ def _unpack(header: Frame) -> dict[str, Any]:
     if len(header) > HEADER_BYTES_MAX:
         raise WireError(f"message frame of {len(header)} bytes, the limit is {HEADER_BYTES_MAX}")
     try:
-        fields = msgpack.unpackb(
+        fields = _msgpack.unpackb(
             header,
             raw=False,
             strict_map_key=True,
@@ -206,7 +215,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-CODEC = Codec(RUNTIME_MESSAGES)
+CODEC = Codec((*RUNTIME_MESSAGES, *MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES))
 """Knows every message of a node."""
 
 encode = CODEC.encode

@@ -60,6 +60,8 @@ class Welcome(Message, tag="welcome"):
     endpoints: Endpoints
     software: ShortText
     model_digest: Digest
+    model_name: ShortText
+    """Under which every node of the mesh lists the model."""
     manifest_bytes: ByteCount
 
 

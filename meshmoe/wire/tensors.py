@@ -1,10 +1,10 @@
 """Tensors as raw frames: no pickle, no copy on the way out, one copy into aligned memory on the way in.
 
-Out: the frame is a view of the tensor's own memory; whoever packs a tensor must not write to it until the transport has
-let go of the frame (in practice: never again). In: a received frame starts wherever the network code put it, and kernels
-choose their path by alignment, so a tensor computed on such a view could differ in its last bits from the same tensor
-computed elsewhere. Results must be bitwise the same wherever an expert stands; so bytes are always copied into fresh
-memory aligned to 64 bytes before anybody computes on them.
+Out: the frame is a view of the tensor's own memory; whoever packs a tensor must not write to it until the transport
+has let go of the frame (in practice: never again). In: a received frame starts wherever the network code put it, and
+kernels choose their path by alignment, so a tensor computed on such a view could differ in its last bits from the same
+tensor computed elsewhere. Results must be bitwise the same wherever an expert stands; so bytes are always copied into
+fresh memory aligned to 64 bytes before anybody computes on them.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def pack_tensor(tensor: torch.Tensor) -> TensorFrame:
         ValueError: The tensor is not of that kind (a mistake of the caller, not of a peer).
     """
     code = _CODE_OF_DTYPE.get(tensor.dtype)
-    if code is None or tensor.ndim != 2 or not tensor.is_contiguous() or tensor.device.type != "cpu" or not tensor.numel():
+    plain = tensor.ndim == 2 and tensor.is_contiguous() and tensor.device.type == "cpu" and tensor.numel() > 0
+    if code is None or not plain:
         raise ValueError(
-            f"cannot send a tensor {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
-            f"{'' if tensor.is_contiguous() else ' (not contiguous)'}: it must be contiguous, 2-D, on the CPU,"
-            " float32, float16 or bfloat16, and not empty"
+            f"cannot send a tensor {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}, strides"
+            f" {tensor.stride()}: it must be contiguous, 2-D, on the CPU, not empty, float32, float16 or bfloat16"
         )
     rows, columns = tensor.shape
     # numpy has no bfloat16, but bytes are bytes: every dtype leaves as uint8.
-    view = memoryview(tensor.detach().view(torch.uint8).numpy()).cast("B")
+    view = tensor.detach().view(torch.uint8).numpy().data.cast("B")
     return TensorFrame(TensorHeader(code, rows, columns), view)
 
 
@@ -65,7 +65,7 @@ def unpack_tensor(frame: TensorFrame) -> torch.Tensor:
         raise WireError(f"tensor frame of {_size_bytes(data)} bytes where {header} needs {header.size_bytes}")
     tensor = torch.empty((header.rows, header.columns), dtype=_DTYPE_OF_CODE[header.dtype])
     assert tensor.data_ptr() % ALIGNMENT_BYTES == 0, "torch's CPU allocator aligns to 64 bytes"
-    memoryview(tensor.view(torch.uint8).numpy()).cast("B")[:] = data
+    tensor.view(torch.uint8).numpy().data.cast("B")[:] = data
     return tensor
 
 

@@ -1,0 +1,72 @@
+"""The application: which path is answered by whom."""
+
+from __future__ import annotations
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from meshmoe.api.cause import cause
+from meshmoe.api.chat import chat_completions
+from meshmoe.api.completions import completions
+from meshmoe.api.errors import error_response
+from meshmoe.api.gate import Gate
+from meshmoe.api.mesh import health, list_models, mesh_leave, mesh_status, one_model
+from meshmoe.api.prompts import PromptEncoder
+from meshmoe.api.service import ModelService
+from meshmoe.core.errors import RequestError
+
+_ROUTES = [
+    Route("/health", health),
+    Route("/v1/models", list_models),
+    Route("/v1/models/{name:path}", one_model),
+    Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/mesh/status", mesh_status),
+    Route("/mesh/leave", mesh_leave, methods=["POST"]),
+]
+
+
+def build_app(service: ModelService, stopping: trio.Event) -> ASGIApp:
+    """The ASGI application of one node.
+
+    Args:
+        service: The node.
+        stopping: Set when the node stops; answers under way then end with an error.
+    """
+    app = Starlette(
+        routes=_ROUTES,
+        exception_handlers={HTTPException: _routing_error, Exception: _error},  # type: ignore[dict-item]
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    app.state.stopping = stopping
+    app.state.encoder = PromptEncoder(service)
+    return Gate(app)
+
+
+async def _error(_request: Request, error: Exception) -> Response:
+    return error_response(cause(error))
+
+
+async def _routing_error(request: Request, error: HTTPException) -> Response:
+    """No such path, or not with that method."""
+    headers = dict(error.headers or {})
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        allowed = headers.get("Allow", "")
+        problem = RequestError(f"{where}: use {allowed}", code="method_not_allowed", http_status=405)
+    elif request.url.path.startswith("/v1/embeddings"):
+        problem = RequestError(
+            f"{where}: this mesh serves a model that writes text; it makes no embeddings",
+            code="unknown_url",
+            http_status=404,
+        )
+    else:
+        offered = ", ".join(route.path.replace(":path", "") for route in _ROUTES)
+        problem = RequestError(f"{where} does not exist; there is {offered}", code="unknown_url", http_status=404)
+    return error_response(problem, headers)

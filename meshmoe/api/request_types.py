@@ -1,0 +1,126 @@
+"""What clients may ask: OpenAI's request bodies with this project's extensions, as typed structs.
+
+A field that is not listed here is ignored, as OpenAI's clients expect of compatible servers. A field that is known
+but not supported is listed under ``REFUSED`` with the values that ask for nothing; any other value is refused by name,
+since silently ignoring it would answer another question than the one that was asked.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+from meshmoe.engine.request import STOP_STRINGS_MAX
+
+CHOICES_MAX = 128
+TOP_LOGPROBS_MAX = 20
+STOP_CHARS_MAX = 1000
+
+Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
+StopString = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """OpenAI's ``stream_options``."""
+
+    include_usage: bool | None = None
+
+
+class Extensions(msgspec.Struct, frozen=True):
+    """The ``meshmoe`` object of a request.
+
+    Attributes:
+        token_ids: Report the ids of the written tokens beside their text.
+    """
+
+    token_ids: bool = False
+
+
+class GenerationFields(msgspec.Struct, kw_only=True):
+    """What both endpoints understand; None means absent, or null, which is the same to OpenAI."""
+
+    model: str | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=CHOICES_MAX)] | None = None
+    max_tokens: Count | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=STOP_STRINGS_MAX)] | None = None
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    # Extensions that other servers of open models know under the same names.
+    top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    ignore_eos: bool | None = None
+    meshmoe: Extensions | None = None
+
+    # Known, not supported.
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    logit_bias: Any = None
+
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "logit_bias": ({},),
+    }
+
+
+class CompletionBody(GenerationFields, kw_only=True):
+    """Body of ``POST /v1/completions``."""
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+
+    suffix: Any = None
+    best_of: Any = None
+
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {**GenerationFields.REFUSED, "suffix": ("",), "best_of": (1,)}
+
+
+class ContentPart(msgspec.Struct, frozen=True):
+    """One part of a message's content; only text can be read."""
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """One message of a chat."""
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    tool_calls: Any = None
+
+
+class ChatBody(GenerationFields, kw_only=True):
+    """Body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **GenerationFields.REFUSED,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+    }

@@ -1,0 +1,189 @@
+"""``meshmoe join``: start a node; begin a mesh, or join one."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+import trio
+from rich.console import Console
+from rich.logging import RichHandler
+
+from meshmoe.api.server import serve_api
+from meshmoe.cli.options import socket_option
+from meshmoe.core.config import parse_capacity, parse_profile, parse_topology
+from meshmoe.core.errors import ConfigError
+from meshmoe.core.ids import NodeId, node_id
+from meshmoe.core.links import LinkShape
+from meshmoe.core.token import parse_address, parse_peer
+from meshmoe.core.units import format_size
+from meshmoe.node.data_files import read_data_file
+from meshmoe.node.measure import auto_threads
+from meshmoe.node.node import Node
+from meshmoe.node.places import cache_dir, state_dir
+from meshmoe.node.settings import DEFAULT_PORT, NodeSettings, capacity_of, default_node_name
+
+_HELP = f"""Start a node on this box.
+
+Without --peer it begins a mesh and prints the command that joins it. With --peer it joins; a box without the
+model's files gets what it needs from the others.
+
+\b
+  meshmoe join                                       begin a mesh with the bundled model
+  meshmoe join --model ~/models/Qwen3-30B-A3B        begin a mesh with a model of your own
+  meshmoe join --peer 192.168.1.20:{DEFAULT_PORT}              join
+  meshmoe join --peer 192.168.1.20:{DEFAULT_PORT} --capacity 6GiB
+"""
+
+
+@click.command(help=_HELP)
+@click.option("--model", type=click.Path(path_type=Path), metavar="DIR", help="Hugging Face checkpoint of an MoE model.")
+@click.option("--peer", "peers", multiple=True, metavar="ADDR|TOKEN", help="A node of the mesh; may be repeated.")
+@click.option("--listen", metavar="HOST:PORT", help=f"Where peers reach this node.  [default: 0.0.0.0:{DEFAULT_PORT}]")
+@click.option("--advertise", metavar="HOST", help="Address that peers should use, where it is another than --listen's.")
+@click.option("--capacity", metavar="SIZE", help="For experts: 6GiB, or 40% of the model's.  [default: what is free]")
+@click.option("--name", metavar="NAME", help="Of this node, one of a kind in the mesh.  [default: the host name]")
+@socket_option
+@click.option("--http", metavar="HOST:PORT", help="Serve the API on this loopback port too.")
+@click.option("--profile", metavar="FILE", help="What this box is: a file, or the name of one in nodes/.")
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Compute threads.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True)
+@click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="Where fetched weights are kept.")
+@click.option("--membership", type=click.Choice(["lan", "wan"]), default="lan", show_default=True, help="Failure detector.")
+@click.option("--links", metavar="TOPOLOGY", help="Emulate the links that a topology file gives this node (no root).")
+@click.option("--seed", type=int, metavar="N", help="Of this node's own chance (probe order, emulated jitter).")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def join(  # noqa: D103 - the help text stands above
+    *,
+    model: Path | None,
+    peers: tuple[str, ...],
+    listen: str | None,
+    advertise: str | None,
+    capacity: str | None,
+    name: str | None,
+    socket_path: Path,
+    http: str | None,
+    profile: str | None,
+    threads: int | None,
+    dtype: str,
+    state: Path | None,
+    membership: str,
+    links: str | None,
+    seed: int | None,
+    verbose: bool,
+) -> None:
+    node = node_id(name) if name is not None else default_node_name()
+    box = None
+    if profile is not None:
+        text, where = read_data_file("nodes", profile, "--profile")
+        box = parse_profile(text, where)
+    flag = parse_capacity(capacity) if capacity is not None else None
+    settings = NodeSettings(
+        node=node,
+        peers=tuple(tuple(parse_peer(peer)) for peer in peers),
+        listen=parse_address(listen, "--listen", port_min=0) if listen is not None else ("0.0.0.0", None),
+        advertise=advertise,
+        model=model,
+        capacity=capacity_of(flag, box),
+        threads=threads or (box.threads if box is not None else None) or auto_threads(),
+        dtype=dtype,
+        socket_path=socket_path,
+        http=parse_address(http, "--http", port_min=0) if http is not None else None,
+        state_dir=state or state_dir(node),
+        cache_dir=cache_dir(),
+        membership=membership,
+        links=_emulated_links(links, node),
+        seed=seed,
+    )
+    _set_up_logging(verbose)
+    trio.run(_live, settings, restrict_keyboard_interrupt_to_checkpoints=True)
+
+
+def _emulated_links(topology: str | None, node: NodeId) -> dict[NodeId, LinkShape]:
+    if topology is None:
+        return {}
+    parsed = parse_topology(*read_data_file("topology", topology, "--links"))
+    if node not in parsed.nodes:
+        raise ConfigError(f"--links: {parsed.name} has no node {node}: it has {', '.join(parsed.nodes)}")
+    return parsed.links_of(node)
+
+
+def _set_up_logging(verbose: bool) -> None:
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("meshmoe").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+async def _live(settings: NodeSettings) -> None:
+    console = Console(stderr=True, highlight=False)
+    node = Node(settings)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_api, node, settings.socket_path, settings.http)
+        nursery.start_soon(_mind_signals, node, console)
+        nursery.start_soon(_announce, node, console)
+        await node.run()
+        nursery.cancel_scope.cancel()
+
+
+async def _announce(node: Node, console: Console) -> None:
+    with trio.CancelScope() as progress_scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_show_progress, node, console)
+            await node.ready.wait()
+            progress_scope.cancel()
+    status = node.status()
+    assert status.model is not None
+    me = status.peers[0]
+    console.print(f"[bold]{status.node}[/] serves [bold]{status.model.name}[/] on {node.settings.socket_path}")
+    console.print(f"  capacity for experts: {format_size(me.capacity_bytes)} of {format_size(status.model.expert_bytes_total)}")
+    console.print("  join from another box:")
+    console.print(f"    {status.join_command}", style="bold", soft_wrap=True)
+    console.print('  try it: meshmoe run "Once upon a time"      look: meshmoe status')
+
+
+async def _show_progress(node: Node, console: Console) -> None:
+    """What the node is doing until it serves: bars on a terminal, a line a step elsewhere."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bars: dict[str, int] = {}
+        told: set[str] = set()
+        while True:
+            for transfer in node.status().transfers:
+                what = transfer.what if transfer.source == "disk" else f"{transfer.what} from {transfer.source}"
+                if not console.is_terminal and what not in told and transfer.total_bytes > 1 << 20:
+                    console.print(f"{what} ({format_size(transfer.total_bytes)}) ...")
+                    told.add(what)
+                bar = bars.setdefault(what, progress.add_task(what) if what not in bars else bars.get(what, 0))
+                progress.update(bar, completed=transfer.done_bytes, total=transfer.total_bytes)  # type: ignore[arg-type]
+            await trio.sleep(0.1)
+
+
+async def _mind_signals(node: Node, console: Console) -> None:
+    """The first signal leaves in good order, the second one at once."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        leaving = False
+        async for _ in signals:
+            if leaving or not node.ready.is_set():
+                node.stop()
+                raise KeyboardInterrupt
+            leaving = True
+            console.print("leaving (once more to stop at once) ...")
+
+            async def leave() -> None:
+                async with node.leave() as steps:
+                    async for step in steps:
+                        if step.remaining:
+                            console.print(f"  {step.text}: {step.remaining} of {step.total} experts to go")
+
+            node.spawn(leave)

@@ -1,0 +1,167 @@
+"""How a status looks in a terminal, in a narrow one, and in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from meshmoe.core.units import format_duration, format_rate, format_size
+from meshmoe.node.status import CoverageStatus, NodeStatus, PeerStatus, ServingStatus, TransferStatus
+
+PIPE_WIDTH_CHARS = 240
+"""A pipe has no width; this is wide enough for every table, which then takes only what it needs."""
+
+_STATE_STYLES = {"alive": "green", "suspect": "yellow", "joining": "cyan", "dead": "red", "left": "dim"}
+
+# Least important first: the order in which columns give way in a narrow terminal.
+_GIVE_WAY = ("software", "received", "sent", "calls", "rate", "address", "rtt", "held")
+
+
+def show_status(status: NodeStatus) -> None:
+    """Print ``status``."""
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH_CHARS
+    for part in _parts(console, status):
+        console.print(part)
+
+
+def _parts(console: Console, status: NodeStatus) -> Iterator[RenderableType]:
+    yield Text.assemble(
+        (status.node, "bold"),
+        f"  {status.phase}, up {format_duration(status.uptime_s)}, {format_size(status.rss_bytes)} of memory, ",
+        f"meshmoe {status.software}",
+    )
+    model = status.model
+    if model is None:
+        yield Text("model not known yet", "yellow")
+    else:
+        yield Text(
+            f"{model.name}  {model.family} in {model.dtype}, {model.experts} experts in {model.moe_layers} layers "
+            f"({format_size(model.expert_bytes_total)}), trunk {format_size(model.trunk_bytes)}, "
+            f"context {model.context_tokens} tokens, digest {model.digest[:12]}"
+        )
+    yield from _serving(status.serving)
+    if status.coverage is not None:
+        yield from _coverage(status.coverage)
+    yield Text()
+    yield _fitted(console, status.peers)
+    if status.transfers:
+        yield _transfers(console, status.transfers)
+    faults = {name: count for name, count in sorted(status.faults.items()) if count}
+    if faults:
+        yield Text("faults  " + ", ".join(f"{name} {count}" for name, count in faults.items()), "yellow")
+    if status.join_command:
+        yield Text(f"join from another box:  {status.join_command}", "dim")
+
+
+def _serving(serving: ServingStatus) -> Iterator[Text]:
+    counts = (
+        f"{serving.active} active, {serving.queued} queued, {serving.finished} finished, {serving.failed} failed, "
+        f"{serving.cancelled} cancelled"
+    )
+    if serving.ready:
+        yield Text.assemble(("serving", "green"), f"  {counts}")
+    else:
+        yield Text.assemble(("not serving", "red"), f"  {serving.reason or 'no reason given'}; {counts}")
+    hit = "-" if serving.hit_ratio is None else f"{serving.hit_ratio:.0%}"
+    rounds = "-" if serving.rounds_per_token is None else f"{serving.rounds_per_token:.2f}"
+    yield Text(
+        f"         {serving.completion_tokens} tokens, {serving.tokens_per_s:.1f} tok/s, hit ratio {hit}, "
+        f"{rounds} rounds a token, {serving.expert_calls_served} expert calls for others"
+    )
+
+
+def _coverage(coverage: CoverageStatus) -> Iterator[Text]:
+    whole = coverage.covered == coverage.total
+    line = (
+        f"  {coverage.covered} of {coverage.total} experts have a holder, {coverage.replicas_mean:.2f} on average, "
+        f"holder map {coverage.holder_map_digest[:12]}"
+    )
+    yield Text.assemble(("covered" if whole else "not covered", "green" if whole else "red"), line)
+    if coverage.missing_bytes:
+        yield Text(f"         the mesh lacks {format_size(coverage.missing_bytes)} of capacity", "red")
+    missing = [
+        (layer, [index for index, holders in enumerate(experts) if not holders])
+        for layer, experts in enumerate(coverage.holders_by_layer)
+    ]
+    for layer, indices in missing:
+        if indices:
+            yield Text(f"         layer {layer} lacks {_ranges(indices)}", "red")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[1, 2, 3, 7]`` as ``1-3, 7``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _fitted(console: Console, peers: list[PeerStatus]) -> Table:
+    """The table of nodes with as many columns as the terminal has room for."""
+    dropped: set[str] = set()
+    unlimited = console.options.update(width=10_000)
+    for name in ("", *_GIVE_WAY):
+        dropped.add(name)
+        table = _nodes(console, peers, dropped)
+        if Measurement.get(console, unlimited, table).maximum <= console.width:
+            break
+    return table
+
+
+def _nodes(console: Console, peers: list[PeerStatus], dropped: set[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
+    rows = [_cells(peer) for peer in peers]
+    names = [name for name in _cells(_SAMPLE) if name not in dropped]
+    for name in names:
+        right = name not in ("node", "state", "address", "software")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    return table
+
+
+def _cells(peer: PeerStatus) -> dict[str, RenderableType]:
+    share = peer.held_bytes / peer.capacity_bytes if peer.capacity_bytes else 0.0
+    return {
+        "node": Text(f"{peer.node} *" if peer.is_self else peer.node, "bold" if peer.is_self else ""),
+        "state": Text(peer.state, _STATE_STYLES.get(peer.state, "")),
+        "address": Text(peer.address),
+        "experts": Text(str(peer.experts_held)),
+        "held": Text(f"{format_size(peer.held_bytes)} / {format_size(peer.capacity_bytes)}"),
+        "used": Text(f"{share:.0%}"),
+        "rtt": Text("-" if peer.rtt_ms is None else format_duration(peer.rtt_ms / 1000)),
+        "rate": Text("-" if peer.rate_bytes_per_s is None else format_rate(peer.rate_bytes_per_s)),
+        "calls": Text(str(peer.expert_calls)),
+        "sent": Text(format_size(peer.sent_bytes)),
+        "received": Text(format_size(peer.received_bytes)),
+        "software": Text(peer.software),
+    }
+
+
+_SAMPLE = PeerStatus(node="", state="", is_self=False, address="", capacity_bytes=0, held_bytes=0, experts_held=0)
+
+
+def _transfers(console: Console, transfers: list[TransferStatus]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
+    for name in ("on its way", "from", "", "done"):
+        table.add_column(name, no_wrap=True)
+    for transfer in transfers:
+        done = f"{format_size(transfer.done_bytes)} / {format_size(transfer.total_bytes)}"
+        total = max(transfer.total_bytes, 1)
+        share: RenderableType = Text(f"{transfer.done_bytes / total:.0%}")
+        if console.is_terminal:
+            share = ProgressBar(total=total, completed=transfer.done_bytes, width=20)
+        table.add_row(Text(transfer.what), Text(transfer.source), share, Text(done))
+    return table

@@ -1,0 +1,419 @@
+"""One thread computes; trio waits. Jobs are greenlets on that thread, so a job can stop in the middle of a forward.
+
+Why. A transformers forward is a deep stack of synchronous Python, and a layer in its middle may need a peer's answer.
+A greenlet parks that stack and the thread takes up another job; the waiting itself is an ordinary trio task. The trio
+loop never computes, so it stays punctual, and there is no thread a request that would fight for the interpreter lock.
+
+Words. A *job* is one call of a function on the compute thread. The *hub* is the thread's main greenlet: it picks the
+next job and switches to it. A job gives the thread back by *parking* (it waits for a `Call`), by *yielding* (`turn`,
+`checkpoint`), or by ending. A *slice* is what runs between two visits to the hub.
+
+Who owns what. Everything named ``_hub_*`` belongs to the compute thread alone. The trio thread reaches it through one
+queue of ``(method, argument)`` pairs, the *inbox*; the compute thread reaches trio through ``run_sync_soon``, which
+keeps the order. There is no lock.
+
+Order. Cancelled jobs first (they only unwind), then by `Priority`, FIFO within a class. A class that is passed over
+earns ``SHARE_MIN`` of that time, and runs a slice when it has earned what its last one took: lower classes are slow
+under load, never starved. A job of a low class visits the hub at every layer, so a peer's call waits for one layer,
+not for a whole chunk.
+
+Cancellation. The trio task that waits in `ComputeThread.run` marks the job and posts it. The job raises `JobCancelled`
+where it stands: at its next checkpoint, or where it is parked. ``run`` returns only after that, so when it has returned
+nothing of the job is left. `JobCancelled` is a BaseException, so that no ``except Exception`` on the way swallows it.
+
+Grad mode is per thread and is switched off once; a ``no_grad()`` that spans a switch would leak into the other jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import IntEnum
+from time import perf_counter
+from typing import Any, Generic, TypeVar, cast
+
+import greenlet
+import outcome
+import torch
+import trio
+
+from meshmoe.core.errors import MeshmoeError, OverloadedError
+
+T = TypeVar("T")
+
+SHARE_MIN = 0.25
+"""A class that waits earns this share of the time that higher classes use, so it runs a fifth of the time at least."""
+
+SLICE_GUESS_S = 0.005
+"""What a slice of a class is taken to cost before the first one has run."""
+
+_log = logging.getLogger(__name__)
+
+
+class Priority(IntEnum):
+    """Classes of work, most urgent first."""
+
+    PEER_DECODE = 0
+    """Another node's token stands still until this is computed."""
+    PEER_PREFILL = 1
+    """Another node reads a prompt, and stands still until this is computed."""
+    DECODE = 2
+    """A person waits for this token."""
+    PREFILL = 3
+    """A prompt is being read."""
+
+
+class JobCancelled(BaseException):
+    """Raised inside a job whose asking task was cancelled."""
+
+
+class ComputeError(MeshmoeError):
+    """The compute thread is stopping or has failed."""
+
+    http_status = 503
+
+
+class Call(Generic[T]):
+    """A trio call that a job has sent out: it runs on the trio thread while the job goes on."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._scope = trio.CancelScope()
+        self._outcome: outcome.Value[T] | outcome.Error | None = None
+
+    def wait(self) -> T:
+        """Park the job until the call has ended; once a call.
+
+        Returns:
+            What the call returned.
+
+        Raises:
+            Exception: Whatever the call raised.
+            JobCancelled: The asking task was cancelled.
+        """
+        if self._outcome is None:
+            self._job._park(self)
+        assert self._outcome is not None
+        return self._outcome.unwrap()
+
+    def abandon(self) -> None:
+        """Cancel the call if it still runs. For a job that fails before it waits."""
+        if self._outcome is None:
+            self._job.post(self._scope.cancel)
+
+    async def _serve(self, fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
+        with self._scope:
+            try:
+                self._outcome = outcome.Value(await fn(*args))
+            except Exception as error:
+                self._outcome = outcome.Error(error)
+            # Sent even when nobody waits yet: the job looks at the outcome first and ignores a late message.
+            self._job._wake(self)
+
+
+class Job:
+    """One function on the compute thread. Its methods are for that function, which gets the job as first argument.
+
+    Attributes:
+        priority: The class that it is queued in.
+        cancelled: Whether the asking task no longer wants the result.
+    """
+
+    def __init__(
+        self,
+        thread: ComputeThread,
+        priority: Priority,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        nursery: trio.Nursery | None,
+    ) -> None:
+        self.priority = priority
+        self.cancelled = False
+        self.done = trio.Event()
+        self.outcome: outcome.Value[Any] | outcome.Error | None = None
+        self._thread = thread
+        self._work: tuple[Callable[..., Any], tuple[Any, ...]] | None = (fn, args)
+        self._nursery = nursery
+        self._greenlet: greenlet.greenlet | None = None
+        self._waits_for: Call[Any] | None = None
+
+    def checkpoint(self) -> None:
+        """Let more urgent jobs go first, then go on.
+
+        Raises:
+            JobCancelled: The asking task was cancelled.
+        """
+        self._raise_if_cancelled()
+        self._thread._hub_preempt(self)
+
+    def turn(self, priority: Priority) -> None:
+        """End the slice: go on as a job of ``priority``, after those that already wait in that class.
+
+        Raises:
+            JobCancelled: The asking task was cancelled.
+        """
+        self.priority = priority
+        self._raise_if_cancelled()
+        self._thread._hub_requeue(self)
+
+    def call(self, fn: Callable[..., Awaitable[T]], *args: Any) -> Call[T]:
+        """Start ``await fn(*args)`` on the trio thread, in the nursery that the job was given."""
+        nursery = self._nursery
+        assert nursery is not None, "a job without a nursery makes no calls"
+        call: Call[T] = Call(self)
+        self.post(nursery.start_soon, call._serve, fn, args)
+        return call
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """Run ``fn(*args)`` on the trio thread soon; calls keep their order, and ``fn`` must not raise."""
+        self._thread._post(fn, *args)
+
+    def _raise_if_cancelled(self) -> None:
+        if self.cancelled:
+            raise JobCancelled
+
+    def _park(self, call: Call[Any]) -> None:
+        self._raise_if_cancelled()
+        self._waits_for = call
+        self._thread._hub.switch()
+        self._raise_if_cancelled()
+
+    def _wake(self, call: Call[Any]) -> None:
+        self._thread._inbox.put((self._thread._hub_wake, (self, call)))
+
+    def _body(self) -> None:
+        assert self._work is not None
+        (fn, args), self._work = self._work, None
+        try:
+            self.outcome = outcome.Value(fn(self, *args))
+        except JobCancelled:
+            pass
+        except BaseException as error:
+            self.outcome = outcome.Error(error)
+
+
+class ComputeThread:
+    """The thread, as trio sees it. Made by `open_compute`."""
+
+    def __init__(self, threads: int, jobs_max: int) -> None:
+        self._threads = threads
+        self._jobs_max = jobs_max
+        self._live: set[Job] = set()
+        self._failure: BaseException | None = None
+        self._closing = False
+        self._stopped = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._inbox: queue.SimpleQueue[tuple[Callable[[Any], None], Any]] = queue.SimpleQueue()
+        self._idle_s = 0.0
+        self._idle_since: float | None = None
+        # The rest belongs to the compute thread.
+        self._hub: greenlet.greenlet
+        self._hub_jobs: set[Job] = set()
+        self._hub_unwinding: deque[Job] = deque()
+        self._hub_queues: tuple[deque[Job], ...] = tuple(deque() for _ in Priority)
+        self._hub_earned_s = [0.0 for _ in Priority]
+        self._hub_slice_s = [SLICE_GUESS_S for _ in Priority]
+        self._hub_stopping = False
+
+    @property
+    def live(self) -> int:
+        """Jobs that have been asked for and have not ended."""
+        return len(self._live)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds that the thread has had nothing to do since it started."""
+        since = self._idle_since
+        return self._idle_s + (perf_counter() - since if since is not None else 0.0)
+
+    async def run(self, priority: Priority, fn: Callable[..., T], *args: Any, nursery: trio.Nursery | None = None) -> T:
+        """Compute ``fn(job, *args)`` on the thread and wait for it.
+
+        Args:
+            priority: Its class at first.
+            fn: Gets its `Job` as first argument.
+            args: The others.
+            nursery: Where `Job.call` runs its calls; without one the job can make none. It must outlive this call.
+
+        Returns:
+            What ``fn`` returns.
+
+        Raises:
+            OverloadedError: There are too many jobs.
+            ComputeError: The thread is stopping.
+            Exception: Whatever ``fn`` raises.
+        """
+        if self._closing or self._failure is not None:
+            raise ComputeError("the compute thread is not running; the node is stopping") from self._failure
+        if len(self._live) >= self._jobs_max:
+            raise OverloadedError(f"{len(self._live)} computations are waiting on this node already; come back in a moment")
+        job = Job(self, priority, fn, args, nursery)
+        self._live.add(job)
+        try:
+            self._inbox.put((self._hub_submit, job))
+            try:
+                await job.done.wait()
+            except trio.Cancelled:
+                job.cancelled = True
+                self._inbox.put((self._hub_cancel, job))
+                with trio.CancelScope(shield=True):
+                    await job.done.wait()
+                raise
+        finally:
+            self._live.discard(job)
+        # Taken off the job, because an exception's traceback leads back to this frame: that would be a cycle.
+        result, job.outcome = job.outcome, None
+        try:
+            if result is None:
+                raise ComputeError("the compute thread stopped before the work was done") from self._failure
+            return cast(T, result.unwrap())
+        finally:
+            del result, job
+
+    def _post(self, fn: Callable[..., object], *args: Any) -> None:
+        # The loop can only be gone when the process is ending around us; then nobody waits either.
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(fn, *args)
+
+    def _main(self) -> None:
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(self._threads)
+        self._hub = greenlet.getcurrent()
+        try:
+            while (job := self._hub_next()) is not None:
+                self._hub_slice(job)
+        except BaseException as error:  # a fault in this file: every job must hear of it
+            _log.exception("the compute thread failed")
+            self._failure = error
+        finally:
+            for job in self._hub_jobs:
+                self._post(job.done.set)
+            self._post(self._stopped.set)
+
+    def _hub_next(self) -> Job | None:
+        while True:
+            self._hub_read_inbox()
+            if self._hub_unwinding:
+                return self._hub_unwinding.popleft()
+            if (job := self._hub_pick()) is not None:
+                return job
+            if self._hub_stopping and not self._hub_jobs:
+                return None
+            self._idle_since = perf_counter()
+            method, argument = self._inbox.get()
+            self._idle_s += perf_counter() - self._idle_since
+            self._idle_since = None
+            method(argument)
+
+    def _hub_pick(self) -> Job | None:
+        waiting = [priority for priority in Priority if self._hub_queues[priority]]
+        if not waiting:
+            return None
+        chosen = waiting[0]
+        for priority in waiting[1:]:
+            if self._hub_earned_s[priority] >= self._hub_slice_s[priority]:
+                chosen = priority
+                break
+        self._hub_earned_s[chosen] = 0.0
+        return self._hub_queues[chosen].popleft()
+
+    def _hub_slice(self, job: Job) -> None:
+        if job._greenlet is None:
+            if job.cancelled:
+                self._hub_end(job)
+                return
+            job._greenlet = greenlet.greenlet(job._body, self._hub)
+        priority, started = job.priority, perf_counter()
+        job._greenlet.switch()
+        took_s = perf_counter() - started
+        self._hub_slice_s[priority] = took_s
+        for lower in range(priority + 1, len(Priority)):
+            if self._hub_queues[lower]:
+                self._hub_earned_s[lower] += took_s * SHARE_MIN
+        if job._greenlet.dead:
+            self._hub_end(job)
+
+    def _hub_end(self, job: Job) -> None:
+        self._hub_jobs.discard(job)
+        job._greenlet = job._work = job._waits_for = None
+        self._post(job.done.set)
+
+    def _hub_read_inbox(self) -> None:
+        while not self._inbox.empty():
+            method, argument = self._inbox.get()
+            method(argument)
+
+    def _hub_submit(self, job: Job) -> None:
+        self._hub_jobs.add(job)
+        if self._hub_stopping:
+            job.cancelled = True
+        (self._hub_unwinding if job.cancelled else self._hub_queues[job.priority]).append(job)
+
+    def _hub_wake(self, job_and_call: tuple[Job, Call[Any]]) -> None:
+        job, call = job_and_call
+        if job._waits_for is call:
+            job._waits_for = None
+            self._hub_queues[job.priority].append(job)
+
+    def _hub_cancel(self, job: Job) -> None:
+        # A job that runs right now (this is its checkpoint reading the inbox) sees the mark; all others unwind next.
+        queued = self._hub_queues[job.priority]
+        if job._waits_for is not None:
+            job._waits_for = None
+        elif job in queued:
+            queued.remove(job)
+        else:
+            return
+        self._hub_unwinding.append(job)
+
+    def _hub_stop(self, _: None) -> None:
+        self._hub_stopping = True
+        for job in tuple(self._hub_jobs):
+            job.cancelled = True
+            self._hub_cancel(job)
+
+    def _hub_preempt(self, job: Job) -> None:
+        """Called on the job's own stack: give way to more urgent jobs only, and come back before one's equals."""
+        self._hub_read_inbox()
+        if self._hub_unwinding or any(self._hub_queues[: job.priority]):
+            self._hub_queues[job.priority].appendleft(job)
+            self._hub.switch()
+        job._raise_if_cancelled()
+
+    def _hub_requeue(self, job: Job) -> None:
+        """Called on the job's own stack: give way to everyone who waits."""
+        self._hub_read_inbox()
+        if self._hub_unwinding or any(self._hub_queues):
+            self._hub_queues[job.priority].append(job)
+            self._hub.switch()
+        job._raise_if_cancelled()
+
+
+@contextlib.asynccontextmanager
+async def open_compute(*, threads: int, jobs_max: int, stop_timeout_s: float = 5.0) -> AsyncIterator[ComputeThread]:
+    """Run a compute thread for as long as the block lasts.
+
+    Args:
+        threads: torch's intra-op threads.
+        jobs_max: Jobs at once, running, queued or parked; one more is refused.
+        stop_timeout_s: At the end of the block, how long a job that computes may take to reach its next checkpoint.
+            A thread that takes longer is left behind (it is a daemon) and the log says so.
+    """
+    compute = ComputeThread(threads, jobs_max)
+    thread = threading.Thread(target=compute._main, name="meshmoe-compute", daemon=True)
+    thread.start()
+    try:
+        yield compute
+    finally:
+        compute._closing = True
+        compute._inbox.put((compute._hub_stop, None))
+        with trio.move_on_after(stop_timeout_s, shield=True):
+            await compute._stopped.wait()
+        if not compute._stopped.is_set():
+            _log.error("the compute thread did not stop within %.1f s and is left behind", stop_timeout_s)
+            for job in compute._live:
+                job.done.set()

@@ -1,0 +1,165 @@
+"""One layer's experts, wherever they are.
+
+The order within a layer call: group the router's choice, take references to the resident experts' weights, send out one
+call for all missing experts, compute the resident ones, then wait for the rest (only if something is missing: an
+all-local layer never leaves the thread), and sum.
+
+Exactness. An expert computes exactly its own rows, gathered into fresh memory, here as at a peer: kernels choose their
+path by shape and alignment, so that is what makes the bits equal. The sum is stock eager's: each output times its
+router weight, rounded to the hidden dtype, added into zeros in ascending order of experts. The router's weights stay
+here.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from meshmoe.core.errors import ExpertUnavailableError, PeerError
+from meshmoe.core.ids import ExpertId
+from meshmoe.engine.compute import Call, Job
+from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.pool import ExpertPool
+from meshmoe.engine.remote import LayerCall, RemoteExperts
+from meshmoe.engine.request import GenerationStats
+from meshmoe.engine.routing import Group, aligned, combine, gather_rows, group_by_expert
+from meshmoe.model.experts_modules import ExpertsModule, ExpertWeights, compute_expert
+
+CALL_ROWS_MAX = 8192
+"""Tokens in one step at most; peers accept no more in a call."""
+
+
+class LayerRunner(Protocol):
+    """What a forward pass calls at each MoE layer."""
+
+    def run(self, experts: ExpertsModule, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Compute a layer's routed experts.
+
+        Args:
+            experts: The layer.
+            hidden: ``[T, H]``, its input.
+            index: ``[T, k]`` integer, the router's choice; from ``experts.n_experts`` on these are identity experts.
+            weights: ``[T, k]``, the router's weights.
+
+        Returns:
+            ``[T, H]`` in the dtype of ``hidden``.
+        """
+
+
+current_runner: ContextVar[LayerRunner] = ContextVar("current_runner")
+"""The runner of the forward pass under way. Each greenlet has a context of its own, so requests do not mix."""
+
+
+@dataclass(slots=True)
+class RequestDispatch:
+    """The layer runner of one request.
+
+    Attributes:
+        job: The greenlet that runs the forward pass.
+        pool: Experts that are resident here.
+        remote: The mesh; None on a node without peers.
+        stats: Counters of the request.
+        counts: Activations of the node.
+        decode: Whether the pass is a decode step; the generation loop sets it.
+    """
+
+    job: Job
+    pool: ExpertPool
+    remote: RemoteExperts | None
+    stats: GenerationStats
+    counts: ActivationCounts
+    decode: bool = False
+
+    def run(self, experts: ExpertsModule, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """See `LayerRunner`. Raises `ExpertUnavailableError`, and whatever the mesh raises."""
+        self.job.checkpoint()
+        layer, stats = experts.layer, self.stats
+        groups = group_by_expert(index, weights)
+        resident: list[tuple[Group, ExpertWeights | None]] = []
+        missing: list[Group] = []
+        for group in groups:
+            tokens = len(group.rows)
+            if group.expert >= experts.n_experts:
+                resident.append((group, None))
+                continue
+            self.counts.add(layer, group.expert, tokens, decode=self.decode)
+            held = self.pool.get(ExpertId(layer, group.expert))
+            if held is None:
+                missing.append(group)
+                stats.expert_calls_remote += tokens
+            else:
+                resident.append((group, held))
+                stats.expert_calls_local += tokens
+        call = self._send(layer, hidden, missing) if missing else None
+        outputs: dict[int, Tensor] = {}
+        try:
+            for group, held in resident:
+                x = gather_rows(hidden, group.rows)
+                outputs[group.expert] = x if held is None else compute_expert(experts.module, held, x)
+        except BaseException:
+            if call is not None:
+                call.abandon()
+            raise
+        if call is not None:
+            outputs |= self._receive(call, layer, hidden, missing)
+        return combine(hidden, groups, outputs, accumulate_dtype(experts.module, hidden, weights))
+
+    def _send(self, layer: int, hidden: Tensor, missing: list[Group]) -> Call[dict[int, Tensor]]:
+        if self.remote is None:
+            named = ", ".join(str(ExpertId(layer, group.expert)) for group in missing)
+            raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
+        rows = {group.expert: group.rows.tolist() for group in missing}
+        return self.job.call(self.remote.compute, LayerCall(layer, aligned(hidden), rows, self.decode, self.stats))
+
+    def _receive(
+        self, call: Call[dict[int, Tensor]], layer: int, hidden: Tensor, missing: list[Group]
+    ) -> dict[int, Tensor]:
+        if self.decode:
+            self.stats.decode_rounds += 1
+        else:
+            self.stats.prefill_rounds += 1
+        started = perf_counter()
+        replies = call.wait()
+        self.stats.remote_wait_s += perf_counter() - started
+        for group in missing:
+            reply = replies.get(group.expert)
+            shape = (len(group.rows), hidden.shape[1])
+            if reply is None or reply.shape != shape or reply.dtype != hidden.dtype:
+                found = "nothing" if reply is None else f"{tuple(reply.shape)} {reply.dtype}"
+                raise PeerError(
+                    f"expert {ExpertId(layer, group.expert)}: the mesh answered {found}, not {shape} {hidden.dtype}"
+                )
+        return replies
+
+
+def accumulate_dtype(module: nn.Module, hidden: Tensor, weights: Tensor) -> torch.dtype:
+    """The dtype that stock eager sums in: the hidden states', but nemotron_h's in the router weights'."""
+    return weights.dtype if type(module).__name__ == "NemotronHExperts" else hidden.dtype
+
+
+def compute_rows(
+    job: Job, experts: ExpertsModule, held: list[ExpertWeights], rows: list[list[int]], hidden: Tensor
+) -> Tensor:
+    """Serve a peer's call: each expert on its own rows, as the peer itself would compute it.
+
+    Args:
+        job: The greenlet that runs this.
+        experts: The layer.
+        held: The weights of the experts, in the order of the answer.
+        rows: For each of them, the rows of ``hidden`` that it computes.
+        hidden: ``[U, H]``.
+
+    Returns:
+        ``[sum of rows, H]``, the experts' outputs one after the other.
+    """
+    outputs = []
+    for weights, numbers in zip(held, rows, strict=True):
+        job.checkpoint()
+        x = gather_rows(hidden, torch.tensor(numbers, dtype=torch.int64))
+        outputs.append(compute_expert(experts.module, weights, x))
+    return torch.cat(outputs)

@@ -1,0 +1,279 @@
+"""The engine as the rest of the node sees it: generate text, compute experts for peers, say how it goes. On trio."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+import trio
+from torch import Tensor
+
+from meshmoe.core.errors import OverloadedError, RequestError
+from meshmoe.core.ids import ExpertId
+from meshmoe.engine.admission import Admission
+from meshmoe.engine.compute import ComputeThread, Priority, open_compute
+from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.dispatch import CALL_ROWS_MAX, compute_rows
+from meshmoe.engine.events import EventStream
+from meshmoe.engine.generate import Generation
+from meshmoe.engine.model import MoeModel
+from meshmoe.engine.pool import ExpertPool
+from meshmoe.engine.remote import RemoteExperts
+from meshmoe.engine.request import GenerationEvent, GenerationRequest, GenerationStats
+from meshmoe.engine.sampling import check_params
+
+_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the engine will take on at once.
+
+    Attributes:
+        active_max: Requests that generate. Each holds a key-value cache.
+        queue_max: Requests that wait for a place.
+        peer_calls_max: Expert calls from peers, queued or computed. At 1 ms a call, 256 are a quarter of a second of
+            waiting; a peer that is refused asks another holder.
+        events_max: Events of a request that its consumer has not taken; at this many the request pauses.
+        threads: torch's threads for one operation.
+        stop_timeout_s: How long the compute thread may take to stop.
+    """
+
+    active_max: int = 16
+    queue_max: int = 64
+    peer_calls_max: int = 256
+    events_max: int = 32
+    threads: int = 1
+    stop_timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot.
+
+    Attributes:
+        active: Requests that generate.
+        queued: Requests that wait for a place.
+        peer_calls: Expert calls from peers, queued or computed.
+        tokens_written: Since the start.
+        tokens_per_s: Tokens written a second, of all requests, over the last ten seconds or so.
+        busy: Share of that time in which the compute thread computed, 0 to 1.
+        cache_bytes: Estimated size of all key-value caches.
+    """
+
+    active: int
+    queued: int
+    peer_calls: int
+    tokens_written: int
+    tokens_per_s: float
+    busy: float
+    cache_bytes: int
+
+
+class Engine:
+    """Made by `open_engine`.
+
+    Attributes:
+        model: The trunk.
+        pool: The experts that are resident here; whoever migrates changes it.
+        counts: Which experts the node's own requests chose.
+        limits: As given.
+    """
+
+    def __init__(
+        self,
+        model: MoeModel,
+        pool: ExpertPool,
+        remote: RemoteExperts | None,
+        limits: EngineLimits,
+        compute: ComputeThread,
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self.limits = limits
+        self.counts = ActivationCounts.zeros([layer.n_experts for layer in model.layers])
+        self._remote = remote
+        self._compute = compute
+        self._admission = Admission(limits.active_max, limits.queue_max)
+        self._peer_calls = 0
+        self._running: list[Generation] = []
+        self._written_by_ended = 0
+        self._samples: deque[tuple[float, int, float]] = deque([(perf_counter(), 0, compute.idle_s)])
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[GenerationEvent]]:
+        """Continue a text.
+
+        Use it as ``async with engine.generate(request) as events: async for event in events: ...``. Leaving the block
+        early, or being cancelled in it, ends the generation and its calls to peers before the block is left.
+
+        Args:
+            request: What to continue, and how. ``max_tokens`` is clipped to what the context has room for.
+
+        Yields:
+            An iterator of events; the last is a `FinishEvent`. It raises what stopped the generation, such as an
+            `ExpertUnavailableError`.
+
+        Raises:
+            RequestError: The request makes no sense for this model; the message has the numbers.
+            OverloadedError: Too many requests wait already.
+        """
+        tokens_max = self._check(request)
+        arrived = perf_counter()
+        async with self._admission.place():
+            stats = GenerationStats(queue_s=perf_counter() - arrived)
+            stream = EventStream(self.limits.events_max)
+            generation = Generation(
+                self.model, self.pool, self._remote, self.counts, request, tokens_max, stream, stats
+            )
+            failure: Exception | None = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._drive, generation, nursery)
+                try:
+                    yield stream
+                except Exception as error:
+                    # Carried past the nursery by hand, because a nursery would wrap it into an exception group.
+                    failure = error
+                nursery.cancel_scope.cancel()
+            if failure is not None:
+                try:
+                    raise failure
+                finally:
+                    del failure
+
+    async def compute_experts(
+        self,
+        layer: int,
+        rows_by_expert: Sequence[tuple[int, Sequence[int]]],
+        hidden: Tensor,
+        *,
+        decode: bool,
+        deadline: float,
+    ) -> Tensor:
+        """Compute experts for a peer. Goes before all of the node's own work.
+
+        Args:
+            layer: MoE layer ordinal.
+            rows_by_expert: Experts, each with the rows of ``hidden`` that it computes; no rows means all of them.
+            hidden: ``[U, H]`` in the model's dtype, on the CPU.
+            decode: Whether someone waits for this very token; at equal arrival these calls go first.
+            deadline: ``trio.current_time()`` after which the answer is of no use.
+
+        Returns:
+            ``[sum of rows, H]``, the outputs one after the other in the order asked for.
+
+        Raises:
+            NotResidentError: It names all experts of the call that are not here; none was computed.
+            RequestError: The call does not fit the model.
+            OverloadedError: Too many calls wait already, or the deadline has passed.
+        """
+        rows = self._check_call(layer, rows_by_expert, hidden)
+        held = self.pool.take(ExpertId(layer, index) for index, _ in rows_by_expert)
+        if self._peer_calls >= self.limits.peer_calls_max:
+            raise OverloadedError(f"{self._peer_calls} expert calls wait on this node already; ask another holder")
+        self._peer_calls += 1
+        priority = Priority.PEER_DECODE if decode else Priority.PEER_PREFILL
+        try:
+            with trio.fail_at(deadline):
+                return await self._compute.run(priority, compute_rows, self.model.layers[layer], held, rows, hidden)
+        except trio.TooSlowError:
+            raise OverloadedError("the expert call's deadline passed before it was computed") from None
+        finally:
+            self._peer_calls -= 1
+
+    def stats(self) -> EngineStats:
+        """How it goes; cheap enough to call every second."""
+        now, idle_s = perf_counter(), self._compute.idle_s
+        written = self._written_by_ended + sum(g.stats.completion_tokens for g in self._running)
+        self._samples.append((now, written, idle_s))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - _WINDOW_S:
+            self._samples.popleft()
+        since, written_then, idle_then = self._samples[0]
+        took_s = max(now - since, 1e-6)
+        return EngineStats(
+            active=self._admission.active,
+            queued=self._admission.queued,
+            peer_calls=self._peer_calls,
+            tokens_written=written,
+            tokens_per_s=(written - written_then) / took_s,
+            busy=min(1.0, max(0.0, 1.0 - (idle_s - idle_then) / took_s)),
+            cache_bytes=sum(self.model.cache.bytes_for(g.context_tokens) for g in self._running),
+        )
+
+    async def _drive(self, generation: Generation, nursery: trio.Nursery) -> None:
+        self._running.append(generation)
+        try:
+            await self._compute.run(Priority.PREFILL, generation.run, nursery=nursery)
+        except Exception as error:
+            generation.stream.fail(error)
+        else:
+            generation.stream.end()
+        finally:
+            self._running.remove(generation)
+            self._written_by_ended += generation.stats.completion_tokens
+
+    def _check(self, request: GenerationRequest) -> int:
+        """Check a request; returns how many tokens it may write."""
+        check_params(request.sampling)
+        prompt, context = request.prompt_ids, self.model.context_length
+        if not prompt:
+            raise RequestError("the prompt is empty; send at least one token", param="prompt")
+        if len(prompt) >= context:
+            raise RequestError(
+                f"this prompt has {len(prompt)} tokens; the model's context is {context}, of which at least one is for "
+                "the answer; shorten the prompt",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if not 0 <= min(prompt) <= max(prompt) < self.model.vocabulary_size:
+            raise RequestError(
+                f"the prompt has token ids outside of the model's vocabulary of {self.model.vocabulary_size}; was it "
+                "made with another model's tokenizer?",
+                param="prompt",
+            )
+        room = context - len(prompt)
+        asked = request.sampling.max_tokens
+        return room if asked is None else min(asked, room)
+
+    def _check_call(
+        self, layer: int, rows_by_expert: Sequence[tuple[int, Sequence[int]]], hidden: Tensor
+    ) -> list[list[int]]:
+        """Check a peer's call; returns the rows of each expert, spelled out."""
+        if not 0 <= layer < len(self.model.layers):
+            raise RequestError(f"there is no MoE layer {layer}; the model has {len(self.model.layers)}")
+        if hidden.dim() != 2 or hidden.dtype != self.model.dtype or not 0 < len(hidden) <= CALL_ROWS_MAX:
+            raise RequestError(
+                f"hidden states are {list(hidden.shape)} {hidden.dtype}; expected 1 to {CALL_ROWS_MAX} rows of "
+                f"{self.model.dtype}"
+            )
+        count, n_experts = len(hidden), self.model.layers[layer].n_experts
+        rows = [list(numbers) or list(range(count)) for _, numbers in rows_by_expert]
+        if not rows or any(not 0 <= index < n_experts for index, _ in rows_by_expert):
+            raise RequestError(f"an expert call for layer {layer} must name experts from 0 to {n_experts - 1}")
+        if any(not 0 <= min(numbers) <= max(numbers) < count for numbers in rows):
+            raise RequestError(f"an expert call names rows outside of its {count} hidden states")
+        return rows
+
+
+@asynccontextmanager
+async def open_engine(
+    model: MoeModel, pool: ExpertPool, remote: RemoteExperts | None = None, limits: EngineLimits | None = None
+) -> AsyncIterator[Engine]:
+    """Run an engine for as long as the block lasts.
+
+    Args:
+        model: From `load_moe_model`; several engines may share it.
+        pool: The node's resident experts.
+        remote: The mesh; without it a layer whose experts are not all resident fails.
+        limits: None for the defaults.
+    """
+    limits = limits or EngineLimits()
+    async with open_compute(
+        threads=limits.threads,
+        jobs_max=limits.active_max + limits.peer_calls_max,
+        stop_timeout_s=limits.stop_timeout_s,
+    ) as compute:
+        yield Engine(model, pool, remote, limits, compute)

@@ -1,0 +1,132 @@
+"""One request from prompt to last token: synchronous code in a greenlet of the compute thread.
+
+The prompt is read in chunks whose boundaries depend only on the prompt, so results do not depend on placement or load.
+Between chunks, and between tokens, the others get their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from meshmoe.engine.compute import Job, Priority
+from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.detokenize import Detokenizer, StopMatcher
+from meshmoe.engine.dispatch import RequestDispatch, current_runner
+from meshmoe.engine.events import EventStream
+from meshmoe.engine.model import MoeModel
+from meshmoe.engine.pool import ExpertPool
+from meshmoe.engine.remote import RemoteExperts
+from meshmoe.engine.request import FinishEvent, GenerationRequest, GenerationStats, TokenEvent, TokenLogprob
+from meshmoe.engine.sampling import Choice, Sampler
+
+PREFILL_CHUNK_TOKENS = 256
+
+
+@dataclass(slots=True)
+class Generation:
+    """One request under way.
+
+    Attributes:
+        model: The model.
+        pool: Experts that are resident here.
+        remote: The mesh; None on a node without peers.
+        counts: Activations of the node.
+        request: A valid request.
+        tokens_max: Tokens to write at most, at least 1; the prompt and these fit into the context.
+        stream: Takes the events.
+        stats: The request's counters.
+        context_tokens: Tokens in its cache; anyone may read this.
+    """
+
+    model: MoeModel
+    pool: ExpertPool
+    remote: RemoteExperts | None
+    counts: ActivationCounts
+    request: GenerationRequest
+    tokens_max: int
+    stream: EventStream
+    stats: GenerationStats = field(default_factory=GenerationStats)
+    context_tokens: int = 0
+
+    def run(self, job: Job) -> None:
+        """Generate: emit a `TokenEvent` for every token and a `FinishEvent` at the end.
+
+        The end-of-text token itself is not emitted, nor counted as written.
+        """
+        model, params, stats = self.model, self.request.sampling, self.stats
+        dispatch = RequestDispatch(job, self.pool, self.remote, stats, self.counts)
+        current_runner.set(dispatch)
+        started = perf_counter()
+        stats.prompt_tokens = len(self.request.prompt_ids)
+        sampler, text = Sampler(params, self.request.prompt_ids), _Text(model, params.stop)
+        logits, cache = self._read_prompt(job)
+        stats.prefill_s = perf_counter() - started
+        dispatch.decode = True
+        reason = "length"
+        while True:
+            choice = sampler.choose(logits)
+            if choice.token_id in model.eos_ids and not params.ignore_eos:
+                reason = "stop"
+                break
+            stats.completion_tokens += 1
+            piece, stopped = text.push(choice.token_id)
+            self.stream.emit(job, _token_event(model, choice, piece))
+            if stopped:
+                reason = "stop"
+                break
+            if stats.completion_tokens >= self.tokens_max:
+                break
+            job.turn(Priority.DECODE)
+            logits, cache = model.forward([choice.token_id], self.context_tokens, cache)
+            self.context_tokens += 1
+            stats.decode_steps += 1
+            stats.decode_s = perf_counter() - started - stats.prefill_s
+        rest, stopped = text.finish()
+        self.stream.emit(job, FinishEvent(reason="stop" if stopped else reason, stats=stats, text=rest))
+
+    def _read_prompt(self, job: Job) -> tuple[Tensor, Any]:
+        """Read the prompt; returns the last token's logits, ``[V]``, and the cache."""
+        prompt, cache = self.request.prompt_ids, self.model.new_cache()
+        for chunk in prompt_chunks(len(prompt), self.model.cache.chunks):
+            if chunk.start:
+                job.turn(Priority.PREFILL)
+            logits, cache = self.model.forward(list(prompt[chunk]), chunk.start, cache)
+            self.context_tokens = chunk.stop
+        return logits, cache
+
+
+def prompt_chunks(length: int, chunks: bool) -> Iterator[slice]:
+    """Where a prompt of ``length`` tokens is cut; a model that cannot be fed in chunks reads it whole."""
+    step = PREFILL_CHUNK_TOKENS if chunks else length
+    return (slice(begin, min(begin + step, length)) for begin in range(0, length, step))
+
+
+class _Text:
+    """Detokeniser and stop strings together."""
+
+    def __init__(self, model: MoeModel, stops: tuple[str, ...]) -> None:
+        self._detokenizer = Detokenizer(model.tokenizer)
+        self._matcher = StopMatcher(stops)
+        self._stopped = False
+
+    def push(self, token_id: int) -> tuple[str, bool]:
+        """Text that became certain, and whether it ends at a stop string."""
+        piece, self._stopped = self._matcher.push(self._detokenizer.push(token_id))
+        return piece, self._stopped
+
+    def finish(self) -> tuple[str, bool]:
+        """Text that was held back, and whether the text ended at a stop string."""
+        if self._stopped:
+            return "", True
+        piece, stopped = self._matcher.push(self._detokenizer.finish())
+        return (piece, True) if stopped else (piece + self._matcher.finish(), False)
+
+
+def _token_event(model: MoeModel, choice: Choice, piece: str) -> TokenEvent:
+    top = tuple(TokenLogprob(token_id, model.tokenizer.decode([token_id]), lp) for token_id, lp in choice.top)
+    return TokenEvent(token_id=choice.token_id, text=piece, logprob=choice.logprob, top_logprobs=top)

@@ -1,0 +1,159 @@
+"""The next token from a row of logits.
+
+All arithmetic is on float32 logits (float64 for the final draw), with a counter-based generator of the request's own:
+the same logits and the same seed give the same token, whatever else the node is doing.
+
+The order is the usual one: repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the former left.
+Log-probabilities are of the model's own distribution, before all that.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meshmoe.core.errors import MeshmoeError, RequestError
+from meshmoe.engine.request import STOP_STRINGS_MAX, SamplingParams
+
+LOGPROBS_MAX = 20
+"""Most tokens reported beside a chosen one, as in OpenAI's interface."""
+
+_NUCLEUS_GUESS = 256
+"""Tokens looked at first for top-p; sorting a whole vocabulary of 150,000 takes 10 ms, and is hardly ever needed."""
+
+
+class Choice(NamedTuple):
+    """A chosen token.
+
+    Attributes:
+        token_id: Its id.
+        logprob: Natural logarithm of its probability; None unless asked for.
+        top: The likeliest tokens with theirs, likeliest first; empty unless asked for.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+class Sampler:
+    """Chooses one request's tokens."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
+        self._params = params
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        self._random = np.random.Generator(np.random.Philox(seed & (1 << 64) - 1))
+        self._seen: dict[int, None] = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1.0 else {}
+
+    def choose(self, logits: Tensor) -> Choice:
+        """Choose the next token.
+
+        Args:
+            logits: ``[V]``, any floating dtype; not changed.
+
+        Raises:
+            MeshmoeError: The logits are not numbers, which a damaged checkpoint can cause.
+        """
+        params = self._params
+        logits = logits.to(torch.float32)
+        scores = penalised(logits, list(self._seen), params.repetition_penalty)
+        if params.temperature == 0:
+            token_id = int(scores.argmax())
+        else:
+            ids, probs = distribution(scores, params)
+            total = probs.cumsum(0)
+            point = self._random.random() * float(total[-1])
+            place = int(torch.searchsorted(total, point, right=True))
+            token_id = int(ids[min(place, len(ids) - 1)])
+        if not torch.isfinite(scores[token_id]):
+            raise MeshmoeError("the model's logits are not numbers; verify the checkpoint, it may be damaged")
+        if params.repetition_penalty != 1.0:
+            self._seen[token_id] = None
+        if params.logprobs is None:
+            return Choice(token_id, None, ())
+        logprobs = torch.log_softmax(logits, dim=0)
+        top = torch.topk(logprobs, min(params.logprobs, len(logprobs)))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return Choice(token_id, float(logprobs[token_id]), tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))))
+
+
+def penalised(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
+    """Divide the positive and multiply the negative logits of ``seen`` tokens by ``penalty``.
+
+    Args:
+        logits: ``[V]``; not changed.
+        seen: Distinct token ids.
+        penalty: 1 changes nothing.
+    """
+    if penalty == 1.0 or not seen:
+        return logits
+    ids = torch.tensor(seen)
+    values = logits[ids]
+    return logits.index_copy(0, ids, torch.where(values < 0, values * penalty, values / penalty))
+
+
+def distribution(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """What is left to draw from after temperature and the filters.
+
+    Args:
+        scores: ``[V]`` float32, after the penalty.
+        params: With a temperature above 0.
+
+    Returns:
+        Ids of the tokens left, ``[n]`` int64, and their probabilities, ``[n]`` float64, which sum to 1.
+    """
+    # Relative to the best, so that a tiny temperature cannot overflow.
+    scores = (scores - scores.max()) / params.temperature
+    ids = torch.arange(len(scores))
+    if 0 < params.top_k < len(scores):
+        threshold = torch.topk(scores, params.top_k).values[-1]
+        ids = torch.nonzero(scores >= threshold).squeeze(1)
+    if params.top_p < 1.0:
+        ids = ids[_nucleus(torch.softmax(scores[ids], dim=0), params.top_p)]
+    if params.min_p > 0.0:
+        probs = torch.softmax(scores[ids], dim=0)
+        ids = ids[probs >= params.min_p * probs.max()]
+    return ids, torch.softmax(scores[ids].to(torch.float64), dim=0)
+
+
+def _nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """Positions of the fewest likeliest tokens that together have ``top_p``, likeliest first."""
+    for n in (min(_NUCLEUS_GUESS, len(probs)), len(probs)):
+        best = torch.topk(probs, n)
+        reached = best.values.to(torch.float64).cumsum(0)
+        if float(reached[-1]) >= top_p:
+            break
+    keep = int(torch.searchsorted(reached, top_p)) + 1
+    return best.indices[:keep]
+
+
+def check_params(params: SamplingParams) -> None:
+    """Check that sampling parameters make sense.
+
+    Raises:
+        RequestError: It names the parameter and its bounds.
+    """
+    checks = {
+        "max_tokens": (params.max_tokens is None or params.max_tokens >= 1, "at least 1"),
+        "temperature": (0 <= params.temperature <= 100, "between 0 and 100"),
+        "top_k": (params.top_k >= 0, "at least 0"),
+        "top_p": (0 < params.top_p <= 1, "above 0 and at most 1"),
+        "min_p": (0 <= params.min_p <= 1, "between 0 and 1"),
+        "repetition_penalty": (0.01 <= params.repetition_penalty <= 100, "between 0.01 and 100"),
+        "stop": (
+            len(params.stop) <= STOP_STRINGS_MAX and all(params.stop),
+            f"at most {STOP_STRINGS_MAX} strings, none of them empty",
+        ),
+        "logprobs": (
+            params.logprobs is None or 0 <= params.logprobs <= LOGPROBS_MAX,
+            f"between 0 and {LOGPROBS_MAX}",
+        ),
+    }
+    for name, (good, bounds) in checks.items():
+        if not good:
+            raise RequestError(f"{name} is {getattr(params, name)!r}; it must be {bounds}", param=name)

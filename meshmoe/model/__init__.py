@@ -1,0 +1,1 @@
+"""Checkpoints: which tensors are experts, their sizes and digests, selective loading, and a partial node's store."""

@@ -1,0 +1,44 @@
+"""Finds profiles and topology files: a path, or the name of one that ships with meshmoe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meshmoe.core.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def read_data_file(kind: str, name: str, flag: str) -> tuple[str, str]:
+    """Read a profile or topology file.
+
+    Args:
+        kind: ``nodes`` or ``topology``.
+        name: A path, or the name of a shipped file without its ending.
+        flag: What named it, for messages.
+
+    Returns:
+        Its text, and its name for messages.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
+    path = Path(name)
+    if not path.suffix and not path.exists():
+        shipped = {file.stem: file for file in _shipped(kind)}
+        if name not in shipped:
+            raise ConfigError(f"{flag}: there is no file {name} and none of that name ships: {', '.join(sorted(shipped))}")
+        path = shipped[name]
+    try:
+        return path.read_text(encoding="utf-8"), path.name
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"{flag}: cannot read {path}: {reason}") from None
+
+
+def _shipped(kind: str) -> list[Path]:
+    """Beside the package in a checkout, inside it where it was installed from a wheel."""
+    for directory in (_PACKAGE.parent / kind, _PACKAGE / "data" / kind):
+        if directory.is_dir():
+            return sorted(directory.glob("*.toml"))
+    return []

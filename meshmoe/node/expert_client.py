@@ -1,0 +1,287 @@
+"""Expert calls to peers: the mesh side of `meshmoe.engine.remote.RemoteExperts`.
+
+For one layer of one step: choose holders for the missing experts as a set, send every message before waiting for any
+answer, and collect. What fails (a dead or silent peer, a busy one, one that no longer holds the expert) is asked of
+another holder; an expert that nobody holds at the moment is waited for, since a guardian will load it; only when
+patience ends does the request fail, with an error that names the expert. The outputs do not depend on who computed them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import trio
+from torch import Tensor
+
+from meshmoe.core.endpoints import Lane
+from meshmoe.core.errors import ExpertUnavailableError, PeerError, WireError
+from meshmoe.core.ids import ExpertId, NodeId
+from meshmoe.engine.remote import LayerCall
+from meshmoe.node.calls import CallTable, PendingCall
+from meshmoe.node.messenger import Messenger
+from meshmoe.placement.holder_choice import choose_holders
+from meshmoe.wire.codec import Decoded
+from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply, ExpertRows
+from meshmoe.wire.tensors import pack_tensor, unpack_tensor
+
+logger = logging.getLogger(__name__)
+
+REPLY_HEADER_BYTES = 48
+"""Bytes of a reply besides its tensor, for the statistics."""
+
+
+class MeshKnowledge(Protocol):
+    """What the client needs to know of the mesh."""
+
+    def holders(self, expert: ExpertId) -> Sequence[NodeId]:
+        """Reachable peers that hold ``expert``, this node not among them."""
+        ...
+
+    def call_time_s(self, peer: NodeId, payload_bytes: int) -> float:
+        """Expected time for ``peer`` to answer a call that moves so many bytes in all."""
+        ...
+
+    async def wait_changed(self) -> None:
+        """Wait until anything about holders has changed."""
+        ...
+
+
+LocalCompute = Callable[[LayerCall, dict[int, list[int]]], Awaitable[dict[int, Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class CallPatience:
+    """How long to wait for what.
+
+    Attributes:
+        attempt_s: One holder's answer to a decode call, on top of four times the expected time. Well above the pause of
+            a busy but healthy box; what a dead peer costs is bounded by membership, which fails its calls at once.
+        prefill_attempt_s: The same for a prompt's chunk, which has hundreds of rows to compute.
+        total_s: All attempts together, including waiting for an expert that nobody holds. Covers the detection of a
+            death plus the repair that follows.
+        backoff_s: After every holder has been tried, before they are tried again.
+    """
+
+    attempt_s: float = 2.0
+    prefill_attempt_s: float = 10.0
+    total_s: float = 60.0
+    backoff_s: float = 0.1
+
+
+@dataclass(slots=True)
+class _Search:
+    """The state of one layer call: what is still missing, and who has disappointed."""
+
+    waiting: dict[int, list[int]]
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    avoid: dict[int, set[NodeId]] = field(default_factory=dict)
+    hinted: dict[int, set[NodeId]] = field(default_factory=dict)
+    last_problem: str = ""
+
+
+class ExpertClient:
+    """Computes experts on peers; see the module's text."""
+
+    def __init__(
+        self,
+        messenger: Messenger,
+        calls: CallTable,
+        mesh: MeshKnowledge,
+        patience: CallPatience | None = None,
+    ) -> None:
+        self._messenger = messenger
+        self._calls = calls
+        self._mesh = mesh
+        self._patience = patience or CallPatience()
+        self.resident: Callable[[ExpertId], bool] = lambda _: False
+        self.compute_here: LocalCompute | None = None
+        self.calls_by_peer: Counter[NodeId] = Counter()
+        for message_type in (ExpertReply, ExpertMoved, CallFailed):
+            messenger.on(message_type, lambda parcel, decoded: self._settle(parcel.sender, decoded))
+
+    def _settle(self, sender: NodeId, decoded: Decoded) -> None:
+        message = decoded.message
+        assert isinstance(message, ExpertReply | ExpertMoved | CallFailed)
+        if not self._calls.settle(message.id, sender, decoded):
+            self._messenger.faults["late_replies"] += 1
+
+    async def compute(self, call: LayerCall) -> dict[int, Tensor]:
+        """Compute every expert of ``call`` somewhere in the mesh.
+
+        Returns:
+            For each expert ``[its rows, H]`` in the dtype of ``call.hidden``.
+
+        Raises:
+            ExpertUnavailableError: An expert could not be had from anybody in time; the message names it.
+        """
+        search = _Search(waiting=dict(call.rows))
+        with trio.move_on_after(self._patience.total_s):
+            await self._attempt(call, search)
+            while search.waiting:
+                call.stats.retries += 1
+                await self._attempt(call, search)
+            return search.outputs
+        names = ", ".join(str(ExpertId(call.layer, index)) for index in search.waiting)
+        problem = f" (last: {search.last_problem})" if search.last_problem else ""
+        raise ExpertUnavailableError(
+            f"no reachable node computed expert {names} within {self._patience.total_s:.0f} s{problem}; "
+            "see `meshmoe status` for what the mesh is missing"
+        )
+
+    async def _attempt(self, call: LayerCall, search: _Search) -> None:
+        """One round of asking: everything that has a holder is asked for, at once."""
+        arrived = {e: rows for e, rows in search.waiting.items() if self.resident(ExpertId(call.layer, e))}
+        if arrived and self.compute_here is not None:  # it was loaded here since the step began
+            search.outputs.update(await self.compute_here(call, arrived))
+            for expert in arrived:
+                del search.waiting[expert]
+        holders = {expert: self._candidates(call.layer, expert, search) for expert in search.waiting}
+        askable = {expert: candidates for expert, candidates in holders.items() if candidates}
+        if not askable:
+            if search.waiting:
+                await self._await_change(search)
+            return
+        row_bytes = 2 * call.hidden.shape[1] * call.hidden.element_size()
+        chosen = choose_holders(
+            {expert: len(search.waiting[expert]) for expert in askable},
+            askable,
+            lambda peer, rows: self._mesh.call_time_s(peer, rows * row_bytes),
+        )
+        await self._ask_all(call, chosen, search)
+
+    def _candidates(self, layer: int, expert: int, search: _Search) -> list[NodeId]:
+        known = [*self._mesh.holders(ExpertId(layer, expert)), *search.hinted.get(expert, ())]
+        avoid = search.avoid.get(expert, set())
+        return sorted({peer for peer in known if peer not in avoid})
+
+    async def _await_change(self, search: _Search) -> None:
+        """Nobody is left to ask: wait for news of the mesh (or a moment), then everybody is asked again."""
+        if not search.last_problem:
+            search.last_problem = "no node holds it"
+        with trio.move_on_after(self._patience.backoff_s if any(search.avoid.values()) else 1.0):
+            await self._mesh.wait_changed()
+        search.avoid.clear()
+
+    async def _ask_all(self, call: LayerCall, chosen: dict[NodeId, list[int]], search: _Search) -> None:
+        pending: list[tuple[PendingCall, list[int]]] = []
+        budget_s = self._patience.attempt_s if call.decode else self._patience.prefill_attempt_s
+        row_bytes = 2 * call.hidden.shape[1] * call.hidden.element_size()
+        for peer, experts in chosen.items():
+            rows = sum(len(search.waiting[e]) for e in experts)
+            budget_s = max(budget_s, 4 * self._mesh.call_time_s(peer, rows * row_bytes))
+        try:
+            for peer, experts in chosen.items():
+                asked = self._ask(peer, experts, call, search, budget_s)
+                if asked is not None:
+                    pending.append((asked, experts))
+            deadline = trio.current_time() + budget_s
+            for asked, experts in pending:
+                await self._collect(asked, experts, call, search, deadline)
+        except trio.Cancelled:
+            for asked, _ in pending:
+                self._messenger.try_post(asked.peer, Lane.DATA, CallCancel(id=asked.id))
+            raise
+        finally:
+            for asked, _ in pending:
+                self._calls.close(asked)
+
+    def _ask(
+        self, peer: NodeId, experts: list[int], call: LayerCall, search: _Search, budget_s: float
+    ) -> PendingCall | None:
+        hidden, wanted = _distinct_rows(call.hidden, {e: search.waiting[e] for e in experts})
+        asked = self._calls.open(peer)
+        message = ExpertCall(
+            id=asked.id, layer=call.layer, experts=wanted, budget_ms=max(1, int(budget_s * 1000)), decode=call.decode
+        )
+        try:
+            call.stats.sent_bytes += self._messenger.post(peer, Lane.DATA, message, tensor=pack_tensor(hidden))
+        except PeerError as error:
+            self._calls.close(asked)
+            _disappointed(search, peer, experts, str(error))
+            return None
+        return asked
+
+    async def _collect(
+        self, asked: PendingCall, experts: list[int], call: LayerCall, search: _Search, deadline: float
+    ) -> None:
+        problem = ""
+        try:
+            with trio.move_on_at(deadline) as scope:
+                decoded = await asked.answer()
+            if scope.cancelled_caught:
+                problem = f"{asked.peer} did not answer in time"
+                self._messenger.faults["call_timeouts"] += 1
+                self._messenger.try_post(asked.peer, Lane.DATA, CallCancel(id=asked.id))
+            else:
+                problem = self._take(decoded, asked.peer, experts, call, search)
+        except PeerError as error:
+            problem = str(error)
+        if problem:
+            logger.info("expert call to %s: %s", asked.peer, problem)
+            _disappointed(search, asked.peer, experts, problem)
+
+    def _take(self, decoded: Decoded, peer: NodeId, experts: list[int], call: LayerCall, search: _Search) -> str:
+        """Use an answer; returns what was wrong with it, or an empty text."""
+        message = decoded.message
+        if isinstance(message, CallFailed):
+            return f"{peer} says {message.reason}{': ' + message.text if message.text else ''}"
+        if isinstance(message, ExpertMoved):
+            for index, holder in message.lacking:
+                if holder is not None and index in search.waiting:
+                    search.hinted.setdefault(index, set()).add(NodeId(holder))
+            return f"{peer} no longer holds {', '.join(f'{call.layer}/{index}' for index, _ in message.lacking[:4])}"
+        counts = [len(search.waiting[e]) for e in experts]
+        if decoded.tensor is None:
+            raise WireError(f"reply from {peer} has no tensor")
+        outputs = unpack_tensor(decoded.tensor)
+        call.stats.received_bytes += outputs.numel() * outputs.element_size() + REPLY_HEADER_BYTES
+        if outputs.shape != (sum(counts), call.hidden.shape[1]) or outputs.dtype != call.hidden.dtype:
+            raise WireError(f"reply from {peer} is {list(outputs.shape)} {outputs.dtype}, not what was asked for")
+        for expert, part in zip(experts, cut(outputs, counts), strict=True):
+            search.outputs[expert] = part
+            del search.waiting[expert]
+        self.calls_by_peer[peer] += sum(counts)
+        return ""
+
+
+def _disappointed(search: _Search, peer: NodeId, experts: list[int], problem: str) -> None:
+    search.last_problem = problem
+    for expert in experts:
+        if expert in search.waiting:
+            search.avoid.setdefault(expert, set()).add(peer)
+            search.hinted.get(expert, set()).discard(peer)
+
+
+def _distinct_rows(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[Tensor, list[ExpertRows]]:
+    """The rows that some expert needs, each once, and every expert's rows renumbered to them.
+
+    Args:
+        hidden: ``[T, H]``.
+        rows: For each expert its rows of ``hidden``.
+
+    Returns:
+        ``[U, H]`` contiguous, and what goes into the message.
+    """
+    distinct = sorted({row for numbers in rows.values() for row in numbers})
+    position = {row: i for i, row in enumerate(distinct)}
+    everything = list(range(len(distinct)))
+    wanted = []
+    for expert, numbers in sorted(rows.items()):
+        renumbered = [position[row] for row in numbers]
+        wanted.append(ExpertRows(expert, [] if renumbered == everything else renumbered))
+    part = hidden if len(distinct) == hidden.shape[0] else hidden[torch.tensor(distinct)]
+    return part.contiguous(), wanted
+
+
+def cut(outputs: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Cut ``[sum of counts, H]`` into consecutive parts of so many rows."""
+    parts, begin = [], 0
+    for count in counts:
+        parts.append(outputs[begin : begin + count])
+        begin += count
+    return parts

@@ -1,0 +1,194 @@
+"""How a newcomer and a mesh meet: `Hello`, and `Welcome` or `Refusal`, on the control lane.
+
+A newcomer knows an address, not a name, so it speaks through a connection under a placeholder name (`@HOST:PORT`, which
+no node can have) until the answer says who is there. A member answers through a connection of its own to the
+endpoints in the `Hello`: every pair of nodes must be able to reach each other in both directions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from meshmoe.core.endpoints import Endpoints, Lane
+from meshmoe.core.errors import JoinError, PeerError
+from meshmoe.core.ids import NodeId
+from meshmoe.membership import Learned
+from meshmoe.node.membership_driver import MembershipDriver
+from meshmoe.node.messenger import Messenger
+from meshmoe.transport.base import Parcel
+from meshmoe.wire.codec import Decoded, VersionError
+from meshmoe.wire.messages import Hello, Refusal, Welcome
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
+REPEAT_S = 0.5
+
+Address = tuple[str, int]
+
+
+class Greeter:
+    """The newcomer's side."""
+
+    def __init__(self, messenger: Messenger) -> None:
+        self._messenger = messenger
+        self._answer: Welcome | Refusal | VersionError | None = None
+        self._answered = trio.Event()
+        messenger.on(Welcome, self._keep)
+        messenger.on(Refusal, self._keep)
+        messenger.on_version_error = lambda _parcel, error: self._set(error)
+
+    def _keep(self, parcel: Parcel, decoded: Decoded) -> None:
+        assert isinstance(decoded.message, Welcome | Refusal)
+        self._set(decoded.message)
+
+    def _set(self, answer: Welcome | Refusal | VersionError) -> None:
+        if self._answer is None:
+            self._answer = answer
+            self._answered.set()
+
+    async def greet(self, peers: Sequence[Sequence[Address]], hello: Hello) -> Welcome:
+        """Introduce this node to the first peer that answers.
+
+        Args:
+            peers: For each ``--peer`` its addresses.
+            hello: Who we are.
+
+        Raises:
+            JoinError: Nobody answered (the message has each address and its problem), or a member refused.
+        """
+        problems: list[str] = []
+        for host, port in (address for addresses in peers for address in addresses):
+            problem = await _knock(host, port) or await self._introduce(host, port, hello)
+            if problem is None:
+                assert isinstance(self._answer, Welcome)
+                return self._answer
+            problems.append(problem)
+        raise JoinError("cannot join: " + "; ".join(problems))
+
+    async def _introduce(self, host: str, port: int, hello: Hello) -> str | None:
+        """Say hello until answered; returns what went wrong, or None."""
+        placeholder = NodeId(f"@{host}:{port}")
+        self._messenger.transport.connect(placeholder, Endpoints(host, port))
+        try:
+            with trio.move_on_after(ANSWER_TIMEOUT_S):
+                while not self._answered.is_set():
+                    self._messenger.try_post(placeholder, Lane.CONTROL, hello)
+                    with trio.move_on_after(REPEAT_S):
+                        await self._answered.wait()
+        finally:
+            self._messenger.transport.disconnect(placeholder)
+        match self._answer:
+            case None:
+                return (
+                    f"{host}:{port} takes connections, but no node answered within {ANSWER_TIMEOUT_S:.0f} s: is it the "
+                    f"node's control port, and can it reach {hello.endpoints.address()} (this node) and the two ports "
+                    "above it?"
+                )
+            case Refusal(text=text):
+                raise JoinError(f"{host}:{port} refused: {text}")
+            case VersionError() as error:
+                raise JoinError(f"{host}:{port}: {error}")
+            case _:
+                return None
+
+
+async def _knock(host: str, port: int) -> str | None:
+    """Whether anything listens there; plain TCP tells at once what ZeroMQ would retry for ever."""
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            stream = await trio.open_tcp_stream(host, port)
+            await stream.aclose()
+    except trio.TooSlowError:
+        return f"no answer from {host}:{port} within {CONNECT_TIMEOUT_S:.0f} s: check the address and the firewall"
+    except OSError as error:
+        if "gaierror" in type(error).__name__ or getattr(error, "errno", None) in (-2, -3, -5):
+            return f"{host}:{port}: there is no host of this name"
+        return f"nothing listens on {host}:{port}: is `meshmoe join` running there?"
+    return None
+
+
+class Doorkeeper:
+    """The member's side: answers every `Hello`."""
+
+    def __init__(
+        self,
+        messenger: Messenger,
+        membership: MembershipDriver,
+        welcome: Callable[[], Welcome | None],
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        """Make one.
+
+        Args:
+            messenger: To hear and answer.
+            membership: Learns who was welcomed.
+            welcome: This node's own introduction; None as long as it does not know its model.
+            spawn: Starts an async function as a task of the node.
+        """
+        self._messenger = messenger
+        self._membership = membership
+        self._welcome = welcome
+        self._spawn = spawn
+        messenger.on(Hello, self._hear)
+
+    def _hear(self, parcel: Parcel, decoded: Decoded) -> None:
+        hello = decoded.message
+        assert isinstance(hello, Hello)
+        if (hello.node, hello.generation) != (parcel.sender, parcel.generation):
+            raise PeerError(f"hello of {hello.node} came from {parcel.sender}")
+        welcome = self._welcome()
+        if welcome is not None:  # else it asks again in a moment
+            self._spawn(lambda: self._answer(hello, welcome))
+
+    async def _answer(self, hello: Hello, welcome: Welcome) -> None:
+        refusal = await self._objection(hello, welcome)
+        if refusal is not None:
+            logger.warning("refused %s at %s: %s", hello.node, hello.endpoints.address(), refusal.text)
+            placeholder = NodeId(f"@{hello.endpoints.address()}")
+            self._messenger.transport.connect(placeholder, hello.endpoints)
+            self._messenger.try_post(placeholder, Lane.CONTROL, refusal)
+            await trio.sleep(2.0)
+            self._messenger.transport.disconnect(placeholder)
+            return
+        self._membership.feed(Learned(NodeId(hello.node), hello.generation, hello.endpoints))
+        self._messenger.try_post(NodeId(hello.node), Lane.CONTROL, welcome)
+
+    async def _objection(self, hello: Hello, welcome: Welcome) -> Refusal | None:
+        if hello.model_digest is not None and hello.model_digest != welcome.model_digest:
+            return Refusal(
+                node=welcome.node,
+                generation=welcome.generation,
+                reason="other_model",
+                text=f"this mesh serves model {welcome.model_digest[:12]}, you brought {hello.model_digest[:12]}: join "
+                "without --model to take the mesh's, or start a mesh of your own",
+            )
+        if await self._name_is_taken(hello):
+            return Refusal(
+                node=welcome.node,
+                generation=welcome.generation,
+                reason="name_taken",
+                text=f"a node named {hello.node} is in the mesh already: choose another with --name",
+            )
+        return None
+
+    async def _name_is_taken(self, hello: Hello) -> bool:
+        """Whether an earlier life of this name still lives, elsewhere; a restarted node takes its place again."""
+        if hello.node == self._membership.node:
+            return True
+        known = self._membership.machine.members.get(NodeId(hello.node))
+        if known is None or not known.state.present or known.generation >= hello.generation:
+            return known is not None and known.state.present and known.generation > hello.generation
+        if known.endpoints == hello.endpoints:
+            return False
+        try:
+            with trio.fail_after(1.0):
+                stream = await trio.open_tcp_stream(known.endpoints.host, known.endpoints.control_port)
+                await stream.aclose()
+        except (OSError, trio.TooSlowError):
+            return False
+        return True

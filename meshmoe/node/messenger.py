@@ -1,0 +1,134 @@
+"""Between the transport and everybody else on a node: parcels become validated messages, messages become parcels.
+
+One task a lane receives and decodes, and hands each message to the one handler registered for its type. Handlers are
+plain functions that must not wait: they resolve a pending call, feed a machine, or start a task. A parcel that cannot be
+decoded costs its sender a log line and a counter, and this node nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+
+from meshmoe.core.endpoints import Lane
+from meshmoe.core.errors import PeerError, WireError
+from meshmoe.core.ids import NodeId
+from meshmoe.core.messages import Message
+from meshmoe.transport.base import Parcel, QueueFullError, Transport
+from meshmoe.wire.codec import CODEC, Codec, Decoded, VersionError
+from meshmoe.wire.frames import Frame, TensorFrame
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Parcel, Decoded], None]
+"""Called with who sent it and the decoded message; runs on the trio thread and returns at once."""
+
+_BATCH_MAX = 64
+"""Messages handled before other tasks get a turn: a flood on one lane must not starve the node."""
+
+
+class Messenger:
+    """Sends and receives typed messages over a `Transport`."""
+
+    def __init__(self, transport: Transport, codec: Codec = CODEC) -> None:
+        self.transport = transport
+        self.faults: Counter[str] = Counter()
+        self._codec = codec
+        self._handlers: dict[type[Message], Handler] = {}
+        self.on_version_error: Callable[[Parcel, VersionError], None] | None = None
+
+    def on(self, message_type: type[Message], handler: Handler) -> None:
+        """Register the one handler of a message type."""
+        assert message_type not in self._handlers, f"{message_type.__name__} already has a handler"
+        self._handlers[message_type] = handler
+
+    def post(
+        self, peer: NodeId, lane: Lane, message: Message, *payload: Frame, tensor: TensorFrame | None = None
+    ) -> int:
+        """Send without waiting.
+
+        Returns:
+            Bytes handed over.
+
+        Raises:
+            UnreachableError: The peer is not connected.
+            QueueFullError: It takes messages more slowly than they are made.
+        """
+        frames = self._codec.encode(message, *payload, tensor=tensor)
+        self.transport.post(peer, lane, frames)
+        return _size_bytes(frames)
+
+    def try_post(self, peer: NodeId, lane: Lane, message: Message) -> bool:
+        """Send if it can be done at once; protocols that repeat themselves need no more."""
+        try:
+            self.post(peer, lane, message)
+        except QueueFullError:
+            self.faults["queue_full"] += 1
+            return False
+        except PeerError:
+            self.faults["unreachable"] += 1
+            return False
+        return True
+
+    async def send(
+        self, peer: NodeId, lane: Lane, message: Message, *payload: Frame, tensor: TensorFrame | None = None
+    ) -> int:
+        """Send, waiting for room in the peer's queue; the caller bounds the wait.
+
+        Returns:
+            Bytes handed over.
+
+        Raises:
+            UnreachableError: The peer is not connected, or goes away meanwhile.
+        """
+        frames = self._codec.encode(message, *payload, tensor=tensor)
+        await self.transport.send(peer, lane, frames)
+        return _size_bytes(frames)
+
+    async def run(self) -> None:
+        """Receive on every lane until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for lane in Lane:
+                nursery.start_soon(self._receive, lane, name=f"receive {lane.name.lower()}")
+
+    async def _receive(self, lane: Lane) -> None:
+        handled = 0
+        while True:
+            parcel = await self.transport.receive(lane)
+            self._deliver(parcel, lane)
+            handled += 1
+            if handled % _BATCH_MAX == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _deliver(self, parcel: Parcel, lane: Lane) -> None:
+        try:
+            decoded = self._codec.decode(parcel.frames)
+        except VersionError as error:
+            self._fault("other_version", parcel, error)
+            if self.on_version_error is not None and lane is Lane.CONTROL:
+                self.on_version_error(parcel, error)
+            return
+        except WireError as error:
+            self._fault("bad_message", parcel, error)
+            return
+        handler = self._handlers.get(type(decoded.message))
+        if handler is None:
+            self._fault("unexpected_message", parcel, type(decoded.message).__name__)
+            return
+        try:
+            handler(parcel, decoded)
+        except PeerError as error:  # a handler's own checks: what the message says does not fit the model or the mesh
+            self._fault("bad_message", parcel, error)
+
+    def _fault(self, kind: str, parcel: Parcel, what: object) -> None:
+        self.faults[kind] += 1
+        count = self.faults[kind]
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: a flood of bad messages is not a flood of log lines
+            logger.warning("%s from %s (%d so far): %s", kind.replace("_", " "), parcel.sender, count, what)
+
+
+def _size_bytes(frames: list[Frame]) -> int:
+    return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)

@@ -1,0 +1,353 @@
+"""A node's life: listen, join, get the model, serve, leave. This file wires the parts together and owns their tasks.
+
+Order matters for people: what can fail fails early (ports, socket, peers, model files), before gigabytes are read. The
+parts that answer peers are up before the model is, so that a joining node takes part in membership while it loads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from random import Random
+from typing import Any
+
+import torch
+import trio
+
+from meshmoe import __version__
+from meshmoe.core.errors import CapacityError, JoinError, MeshmoeError
+from meshmoe.core.ids import NodeId
+from meshmoe.core.units import format_size
+from meshmoe.engine.engine import Engine, EngineLimits, open_engine
+from meshmoe.engine.model import MoeModel, load_moe_model
+from meshmoe.engine.pool import ExpertPool, PoolChange
+from meshmoe.engine.remote import LayerCall
+from meshmoe.engine.request import GenerationEvent, GenerationRequest
+from meshmoe.gossip import Load, NodeInfo
+from meshmoe.membership import Learned, NameConflict
+from meshmoe.model.bundled import bundled_model_dir
+from meshmoe.node.expert_client import cut
+from meshmoe.node.joining import Doorkeeper
+from meshmoe.node.keeper import Keeper
+from meshmoe.node.measure import auto_capacity_bytes
+from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_checkpoint
+from meshmoe.node.parts import Parts, wire_parts
+from meshmoe.node.reporting import node_status, readiness_problem
+from meshmoe.node.serving import Serving
+from meshmoe.node.settings import DEFAULT_PORT, NodeSettings
+from meshmoe.node.status import LeaveProgress, NodeStatus
+from meshmoe.transport.base import Transport
+from meshmoe.transport.impaired import open_impaired_transport
+from meshmoe.transport.zmq_transport import open_zmq_transport
+from meshmoe.wire.messages import Hello, Welcome
+
+logger = logging.getLogger(__name__)
+
+PUBLISH_INTERVAL_S = 1.0
+"""How often load and holdings are told at least; holdings are told at once when they change."""
+
+LEAVE_TIMEOUT_S = 120.0
+"""How long a leaving node waits for others to take what only it holds."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Node:
+    """One node; `run` is its life. Implements `meshmoe.api.service.ModelService`."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.generation = time.time_ns() // 1_000_000
+        self.parts: Parts | None = None
+        self.started_s = int(time.time())
+        self.phase = "starting"
+        self.progress: tuple[str, int, int] | None = None
+        self.serving = Serving()
+        self.ready = trio.Event()
+        self.model_source: ModelSource | None = None
+        self.model: MoeModel | None = None
+        self.pool: ExpertPool | None = None
+        self.keeper: Keeper | None = None
+        self._stop = trio.Event()
+        self._failure: MeshmoeError | None = None
+        self._nursery: trio.Nursery | None = None
+        self._rng = Random(settings.seed)
+
+    # -- the life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Live until `stop` or `leave`.
+
+        Raises:
+            MeshmoeError: The node cannot start, or cannot go on; one line for people.
+        """
+        own_model = await self._open_own_model()
+        async with self._listen() as transport:
+            parts = wire_parts(self.settings, self.generation, transport, self._rng)
+            parts.membership.on_conflict = self._name_conflict
+            Doorkeeper(parts.messenger, parts.membership, self._welcome, self.spawn)
+            self.parts = parts
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(parts.run)
+                nursery.start_soon(self._publish_regularly)
+                await self._serve(parts, own_model)
+                nursery.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self, parts: Parts, own_model: ModelSource | None) -> None:
+        welcome = await self._join(parts, own_model)
+        self.model_source = await self._obtain_model(parts, own_model, welcome)
+        parts.unit_server.source = self.model_source.source
+        self.model = await self._load_trunk(self.model_source)
+        self.pool = self._make_pool(self.model_source, self.model)
+        self.keeper = Keeper(parts.mesh, self.pool, self.model_source.source, parts.unit_client, self.model)
+        limits = EngineLimits(threads=self.settings.threads)
+        async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
+            self._connect_engine(parts, engine, self.pool)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.keeper.run)
+                await self._stop.wait()
+                nursery.cancel_scope.cancel()
+
+    def stop(self, failure: MeshmoeError | None = None) -> None:
+        """End the node's life at once, without handing anything over."""
+        self._failure = self._failure or failure
+        self._stop.set()
+
+    async def _open_own_model(self) -> ModelSource | None:
+        directory = self.settings.model
+        if directory is None and not self.settings.peers:
+            directory = bundled_model_dir()
+        if directory is None:
+            return None
+        self.phase = "loading"
+        return await open_checkpoint(directory, self.settings.cache_dir, self._report)
+
+    @asynccontextmanager
+    async def _listen(self) -> AsyncIterator[Transport]:
+        host, port = self.settings.listen
+        async with AsyncExitStack() as stack:
+            try:
+                wanted = DEFAULT_PORT if port is None else port
+                opened = open_zmq_transport(self.settings.node, self.generation, host, wanted)
+                transport: Transport = await stack.enter_async_context(opened)
+            except MeshmoeError:
+                if port is not None:
+                    raise
+                logger.info("port %d is taken: listening on free ones", DEFAULT_PORT)
+                opened = open_zmq_transport(self.settings.node, self.generation, host, 0)
+                transport = await stack.enter_async_context(opened)
+            if self.settings.links:
+                seed = self._rng.getrandbits(32)
+                transport = await stack.enter_async_context(
+                    open_impaired_transport(transport, self.settings.links, seed)
+                )
+            yield transport
+
+    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run an async function as a task of this node."""
+        assert self._nursery is not None
+        self._nursery.start_soon(task)
+
+    async def _join(self, parts: Parts, own_model: ModelSource | None) -> Welcome | None:
+        settings = self.settings
+        if not settings.peers:
+            return None
+        self.phase = "joining"
+        hello = Hello(
+            node=settings.node,
+            generation=self.generation,
+            endpoints=parts.endpoints,
+            software=__version__,
+            model_digest=own_model.manifest.model_digest if own_model is not None else None,
+        )
+        welcome = await parts.greeter.greet(settings.peers, hello)
+        parts.membership.feed(Learned(NodeId(welcome.node), welcome.generation, welcome.endpoints))
+        return welcome
+
+    async def _obtain_model(
+        self, parts: Parts, own_model: ModelSource | None, welcome: Welcome | None
+    ) -> ModelSource:
+        if welcome is None:
+            assert own_model is not None
+            return own_model
+        own = own_model or await bundled_if(welcome.model_digest, self.settings.cache_dir)
+        if own is not None:
+            return dataclasses.replace(own, name=welcome.model_name)
+        self.phase = "fetching"
+        first = NodeId(welcome.node)
+
+        def peers() -> list[NodeId]:
+            others = parts.mesh.nearest_first(parts.mesh.serving())
+            return [first, *(peer for peer in others if peer != first)]
+
+        return await fetch_model(welcome, self.settings.state_dir / "models", parts.unit_client, peers)
+
+    async def _load_trunk(self, model_source: ModelSource) -> MoeModel:
+        self.phase = "loading"
+        dtype = None if self.settings.dtype == "auto" else DTYPES[self.settings.dtype]
+        return await trio.to_thread.run_sync(load_moe_model, model_source.source, dtype)
+
+    def _make_pool(self, model_source: ModelSource, model: MoeModel) -> ExpertPool:
+        sizes = [model.expert_bytes[expert.layer] for expert in model.experts]
+        if self.settings.capacity is not None:
+            capacity_bytes = self.settings.capacity.resolve(sum(sizes))
+        else:
+            capacity_bytes = min(auto_capacity_bytes(model_source.source.trunk_bytes), sum(sizes))
+        if capacity_bytes < min(sizes):
+            raise CapacityError(
+                f"capacity {format_size(capacity_bytes)} is too small for one expert of this model "
+                f"({format_size(min(sizes))}): give more with --capacity"
+            )
+        return ExpertPool(capacity_bytes)
+
+    def _connect_engine(self, parts: Parts, engine: Engine, pool: ExpertPool) -> None:
+        async def compute_here(call: LayerCall, rows: dict[int, list[int]]) -> dict[int, torch.Tensor]:
+            asked = list(rows.items())
+            outputs = await engine.compute_experts(
+                call.layer, asked, call.hidden, decode=call.decode, deadline=math.inf
+            )
+            return dict(zip(rows, cut(outputs, [len(numbers) for _, numbers in asked]), strict=True))
+
+        def holdings_changed(_: PoolChange) -> None:
+            parts.gossip.publish_holdings(pool.experts())
+            parts.mesh.announce_change()
+
+        parts.expert_client.resident = pool.__contains__
+        parts.expert_client.compute_here = compute_here
+        parts.expert_server.engine = engine
+        pool.subscribe(holdings_changed)
+        self.serving.engine = engine
+        self.phase = "serving"
+        self._publish(parts)
+        self.ready.set()
+
+    # -- news --------------------------------------------------------------------------------------------------------
+
+    def _name_conflict(self, conflict: NameConflict) -> None:
+        if conflict.yields:
+            address = conflict.other.endpoints.address()
+            self.stop(JoinError(f"another node named {conflict.node} lives at {address}: this one stops"))
+        else:
+            logger.warning("two nodes are named %s: give one another name", conflict.node)
+
+    def _publish(self, parts: Parts) -> None:
+        pool, model, engine = self.pool, self.model_source, self.serving.engine
+        info = NodeInfo(
+            state="leaving" if self.phase == "leaving" else "serving" if engine is not None else "starting",
+            endpoints=parts.endpoints,
+            software=__version__,
+            model_digest=model.manifest.model_digest if model else None,
+            capacity_bytes=pool.capacity_bytes if pool is not None else 0,
+            stores_model=model.whole if model else False,
+        )
+        if pool is None or engine is None:
+            parts.gossip.publish(info)
+            return
+        queue = engine.stats().peer_calls
+        parts.gossip.publish(info, Load(pool.free_bytes, pool.used_bytes, queue_calls=queue))
+        parts.gossip.publish_holdings(pool.experts())
+
+    async def _publish_regularly(self) -> None:
+        while True:
+            assert self.parts is not None
+            self._publish(self.parts)
+            await trio.sleep(PUBLISH_INTERVAL_S)
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        self.progress = (what, done, total)
+
+    def _welcome(self) -> Welcome | None:
+        if self.model_source is None or self.parts is None or self.phase == "leaving":
+            return None
+        manifest = self.model_source.manifest
+        return Welcome(
+            node=self.settings.node,
+            generation=self.generation,
+            endpoints=self.parts.endpoints,
+            software=__version__,
+            model_digest=manifest.model_digest,
+            model_name=self.model_source.name,
+            manifest_bytes=len(manifest.encode()),
+        )
+
+    # -- for the API -------------------------------------------------------------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is listed."""
+        return self.model_source.name if self.model_source is not None else ""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer; raises while the model is not loaded."""
+        return self._model().tokenizer
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence of the model; raises while the model is not loaded."""
+        return self._model().context_length
+
+    def require_ready(self) -> None:
+        """Return if a request would be served now.
+
+        Raises:
+            CapacityError: The mesh cannot hold the model; the message says how many bytes are missing.
+            MeshmoeError: The node is starting or leaving.
+        """
+        problem = readiness_problem(self)
+        if problem is not None:
+            raise problem
+
+    def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[GenerationEvent]]:
+        """Run a generation; leaving the context early cancels it everywhere."""
+        return self.serving.generate(request, self.require_ready)
+
+    def status(self) -> NodeStatus:
+        """A snapshot."""
+        return node_status(self)
+
+    @asynccontextmanager
+    async def leave(self) -> AsyncIterator[AsyncIterator[LeaveProgress]]:
+        """Let others take what only this node holds, say farewell, and stop; yields progress."""
+        yield self._leave()
+
+    async def _leave(self) -> AsyncIterator[LeaveProgress]:
+        self.phase = "leaving"
+        parts, keeper = self.parts, self.keeper
+        if parts is not None and keeper is not None and parts.mesh.serving():
+            keeper.leaving = True
+            self._publish(parts)
+            parts.mesh.announce_change()
+            async for step in self._hand_over(parts, keeper):
+                yield step
+            await self.serving.drain(timeout_s=30.0)
+        if parts is not None:
+            await parts.membership.leave()
+        yield LeaveProgress(0, 0, "left")
+        self.stop()
+
+    async def _hand_over(self, parts: Parts, keeper: Keeper) -> AsyncIterator[LeaveProgress]:
+        total = len(keeper.solely_held())
+        deadline = trio.current_time() + LEAVE_TIMEOUT_S
+        while (remaining := len(keeper.solely_held())) and trio.current_time() < deadline:
+            short_bytes = keeper.plan.missing_bytes
+            if short_bytes:
+                yield LeaveProgress(
+                    remaining, total, f"the others lack {format_size(short_bytes)} of capacity for the whole model"
+                )
+                return
+            yield LeaveProgress(remaining, total, "others take over what only this node holds")
+            with trio.move_on_after(0.2):
+                await parts.mesh.wait_changed()
+
+    def _model(self) -> MoeModel:
+        if self.model is None:
+            raise MeshmoeError(f"this node is {self.phase}: try again in a moment")
+        return self.model

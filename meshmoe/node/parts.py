@@ -1,0 +1,104 @@
+"""The parts of a node that talk to peers, wired to each other; they exist as soon as the node listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+import trio
+
+from meshmoe.core.endpoints import Endpoints
+from meshmoe.membership import PRESETS, MemberDead, MemberLeft
+from meshmoe.node.addresses import advertised_host
+from meshmoe.node.calls import CallTable
+from meshmoe.node.expert_client import ExpertClient
+from meshmoe.node.expert_server import ExpertServer
+from meshmoe.node.gossip_driver import GossipDriver
+from meshmoe.node.joining import Greeter
+from meshmoe.node.membership_driver import Change, MembershipDriver
+from meshmoe.node.mesh import Mesh, RateMeter
+from meshmoe.node.messenger import Messenger
+from meshmoe.node.settings import NodeSettings
+from meshmoe.node.unit_client import UnitClient
+from meshmoe.node.unit_server import UnitServer
+from meshmoe.transport.base import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """See the module's text; `wire_parts` makes it.
+
+    Attributes:
+        endpoints: Where peers reach this node.
+        messenger: Typed messages in and out.
+        calls: Questions to peers under way.
+        membership: Who is here.
+        gossip: Who knows what.
+        mesh: Both, put into questions.
+        expert_client: Asks peers for expert outputs.
+        expert_server: Answers such questions.
+        unit_client: Fetches weights.
+        unit_server: Serves them.
+        greeter: Introduces this node.
+    """
+
+    endpoints: Endpoints
+    messenger: Messenger
+    calls: CallTable
+    membership: MembershipDriver
+    gossip: GossipDriver
+    mesh: Mesh
+    expert_client: ExpertClient
+    expert_server: ExpertServer
+    unit_client: UnitClient
+    unit_server: UnitServer
+    greeter: Greeter
+
+    async def run(self) -> None:
+        """Run the tasks of all parts until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for part in (self.messenger, self.membership, self.gossip, self.expert_server, self.unit_server):
+                nursery.start_soon(part.run, name=type(part).__name__)
+
+    def _member_changed(self, change: Change) -> None:
+        if isinstance(change, MemberDead | MemberLeft):
+            how = "died" if isinstance(change, MemberDead) else "left"
+            self.calls.fail_peer(change.member.node, how)
+        self.gossip.feed(change)
+        self.mesh.announce_change()
+
+
+def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rng: Random) -> Parts:
+    """Make the parts of a node and connect them.
+
+    Args:
+        settings: Of the node.
+        generation: Of this life.
+        transport: Open.
+        rng: The node's chance.
+    """
+    toward = settings.peers[0][0][0] if settings.peers else None
+    host = settings.advertise or advertised_host(transport.endpoints.host, toward)
+    endpoints = msgspec.structs.replace(transport.endpoints, host=host)
+    messenger, calls, rates = Messenger(transport), CallTable(), RateMeter()
+    preset = PRESETS[settings.membership]
+    membership = MembershipDriver(messenger, preset, settings.node, generation, endpoints, rng)
+    gossip = GossipDriver(messenger, settings.node, generation, rng)
+    mesh = Mesh(settings.node, gossip.view, membership.machine, rates)
+    parts = Parts(
+        endpoints=endpoints,
+        messenger=messenger,
+        calls=calls,
+        membership=membership,
+        gossip=gossip,
+        mesh=mesh,
+        expert_client=ExpertClient(messenger, calls, mesh),
+        expert_server=ExpertServer(messenger, mesh, settings.node),
+        unit_client=UnitClient(messenger, calls, rates.observe),
+        unit_server=UnitServer(messenger),
+        greeter=Greeter(messenger),
+    )
+    membership.on_change.append(parts._member_changed)
+    gossip.on_view_change = mesh.announce_change
+    return parts

@@ -1,0 +1,89 @@
+"""This node's own requests: passes them to the engine and keeps the figures that the status shows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from meshmoe.core.errors import MeshmoeError
+from meshmoe.engine.engine import Engine
+from meshmoe.engine.request import FinishEvent, GenerationEvent, GenerationRequest, GenerationStats
+from meshmoe.node.status import ServingStatus
+
+_RECENT = 64
+"""Finished requests that the rates are taken over."""
+
+
+class Serving:
+    """Counts requests by how they ended, and sums what they took."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.finished = 0
+        self.failed = 0
+        self.cancelled = 0
+        self.completion_tokens = 0
+        self._recent: deque[GenerationStats] = deque(maxlen=_RECENT)
+
+    @asynccontextmanager
+    async def generate(
+        self, request: GenerationRequest, require_ready: Callable[[], None]
+    ) -> AsyncIterator[AsyncIterator[GenerationEvent]]:
+        """Run a generation; see `Engine.generate`.
+
+        Args:
+            request: What to continue.
+            require_ready: Raises what stands against serving now.
+        """
+        require_ready()
+        assert self.engine is not None
+        outcome = "cancelled"
+        try:
+            async with self.engine.generate(request) as events:
+
+                async def watched() -> AsyncIterator[GenerationEvent]:
+                    nonlocal outcome
+                    async for event in events:
+                        if isinstance(event, FinishEvent):
+                            outcome = "finished"
+                            self._recent.append(event.stats)
+                            self.completion_tokens += event.stats.completion_tokens
+                        yield event
+
+                yield watched()
+        except MeshmoeError:
+            outcome = "failed"
+            raise
+        finally:
+            setattr(self, outcome, getattr(self, outcome) + 1)
+
+    def status(self, ready: bool, reason: str, calls_served: int) -> ServingStatus:
+        """The figures now."""
+        recent = list(self._recent)
+        calls = sum(s.expert_calls_local + s.expert_calls_remote for s in recent)
+        steps = sum(s.decode_steps for s in recent)
+        busy_s = sum(s.prefill_s + s.decode_s for s in recent)
+        stats = self.engine.stats() if self.engine is not None else None
+        return ServingStatus(
+            ready=ready,
+            reason=reason,
+            active=stats.active if stats else 0,
+            queued=stats.queued if stats else 0,
+            finished=self.finished,
+            failed=self.failed,
+            cancelled=self.cancelled,
+            completion_tokens=self.completion_tokens,
+            tokens_per_s=sum(s.completion_tokens for s in recent) / busy_s if busy_s > 0 else 0.0,
+            hit_ratio=sum(s.expert_calls_local for s in recent) / calls if calls else None,
+            rounds_per_token=sum(s.decode_rounds for s in recent) / steps if steps else None,
+            expert_calls_served=calls_served,
+        )
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until no request of this node is active, or time is up."""
+        with trio.move_on_after(timeout_s):
+            while self.engine is not None and self.engine.stats().active:
+                await trio.sleep(0.05)

@@ -1,0 +1,68 @@
+"""Everything that ``meshmoe join`` was told, checked and with defaults filled in."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from meshmoe.core.config import Capacity, Profile
+from meshmoe.core.ids import NodeId, node_id
+from meshmoe.core.links import LinkShape
+
+DEFAULT_PORT = 7337
+"""Of the control lane; the data and bulk lanes listen on the next two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """What a node is started with.
+
+    Attributes:
+        node: Its name.
+        peers: For each ``--peer`` the addresses to try.
+        listen: Host and control port; port 0 takes three free ones, None the default port, or free ones if it is taken.
+        advertise: Host under which peers reach this node; None finds it out.
+        model: Checkpoint directory; None takes the mesh's model, or the bundled one to start a mesh.
+        capacity: For experts; None measures what the box can spare.
+        threads: Compute threads.
+        dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
+        socket_path: The local socket.
+        http: Loopback host and port of the API; None for the socket alone.
+        state_dir: What outlives the node.
+        cache_dir: What can be computed again.
+        membership: Preset of the failure detector: ``lan`` or ``wan``.
+        links: Links to emulate, by peer; empty for real ones.
+        seed: Of the node's own chance (probe order, jitter of emulated links); None draws one.
+    """
+
+    node: NodeId
+    peers: tuple[tuple[tuple[str, int], ...], ...] = ()
+    listen: tuple[str, int | None] = ("0.0.0.0", None)
+    advertise: str | None = None
+    model: Path | None = None
+    capacity: Capacity | None = None
+    threads: int = 1
+    dtype: str = "auto"
+    socket_path: Path
+    http: tuple[str, int] | None = None
+    state_dir: Path
+    cache_dir: Path
+    membership: str = "lan"
+    links: Mapping[NodeId, LinkShape] = field(default_factory=dict)
+    seed: int | None = None
+
+
+def default_node_name() -> NodeId:
+    """This box's host name, made usable."""
+    name = re.sub(r"[^a-z0-9._-]", "-", socket.gethostname().split(".")[0].lower()).lstrip("._-")[:63]
+    return node_id(name or "node")
+
+
+def capacity_of(flag: Capacity | None, profile: Profile | None) -> Capacity | None:
+    """The flag's, else the profile's."""
+    if flag is not None or profile is None:
+        return flag
+    return profile.parsed_capacity()

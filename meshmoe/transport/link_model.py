@@ -1,0 +1,154 @@
+"""One direction of an emulated link, as arithmetic: no clock, no tasks; times are given and returned.
+
+The model:
+
+- *Rate.* The three lanes are three TCP connections that share the link. It serves those which have something to send
+  equally and infinitely finely (processor sharing), which is what fair queueing approximates packet by packet (RFC
+  8290's FQ-CoDel, the default of many systems; three TCP connections with equal round trips come close without it). So
+  a probe of 300 bytes beside a bulk transfer takes twice its own time on the wire, and never waits for a chunk to end.
+  Only parcels' bytes are counted; headers would take another 6 % on Ethernet.
+- *Delay.* Half of the round trip, plus jitter drawn evenly from zero to ``jitter_s`` for every parcel.
+- *Loss* costs time: see `meshmoe.transport.tcp_loss`.
+- *Order.* A parcel never arrives before its predecessor on the lane; jitter and loss hold up what is behind them.
+- *Back-pressure.* A lane that is held sends nothing. A blocked link sends nothing on any lane.
+
+Departures are worked out late, when the first arrival that could follow from them is due: that halves the wake-ups.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from meshmoe.core.endpoints import Lane
+from meshmoe.core.links import LinkShape
+from meshmoe.transport.queue import ParcelQueue, QueuedParcel
+from meshmoe.transport.tcp_loss import SEGMENT_BYTES, retransmission_delay_s
+
+# Bytes closer to zero than this are rounding.
+_DUST_BYTES = 1e-6
+
+
+class Arrival(NamedTuple):
+    """A parcel that has come out at the other end."""
+
+    lane: Lane
+    parcel: QueuedParcel
+
+
+class _LaneState:
+    def __init__(self, queue: ParcelQueue) -> None:
+        self.queue = queue
+        self.held = False
+        # Of the queue's head; None while it has not begun to leave.
+        self.unsent_bytes: float | None = None
+        self.in_flight: deque[tuple[float, QueuedParcel]] = deque()
+        self.last_arrival_s = -math.inf
+
+
+class LinkModel:
+    """See the text above. Call `advance` before changing anything, so that the past is settled under the old rules."""
+
+    def __init__(
+        self, shape: LinkShape, queues: Mapping[Lane, ParcelQueue], chance: random.Random, now_s: float
+    ) -> None:
+        """Make an idle link.
+
+        Args:
+            shape: How it is.
+            queues: What each lane has to send; the model pops what has left. Whoever appends calls `advance` before.
+            chance: Where jitter and loss come from.
+            now_s: The time.
+        """
+        self.shape = shape
+        self.blocked = False
+        self._lanes = {lane: _LaneState(queue) for lane, queue in queues.items()}
+        self._chance = chance
+        self._settled_s = now_s
+
+    def hold(self, lane: Lane, held: bool) -> None:
+        """Stop or resume sending on one lane, as a receiver that does not read would."""
+        self._lanes[lane].held = held
+
+    def forget_lane(self, lane: Lane) -> int:
+        """Drop what is under way on ``lane``, and start its queue's head anew; returns how many were dropped."""
+        state = self._lanes[lane]
+        dropped = len(state.in_flight)
+        state.in_flight.clear()
+        state.unsent_bytes = None
+        return dropped
+
+    def advance(self, now_s: float) -> list[Arrival]:
+        """Let time pass until ``now_s``; returns what has arrived, in order."""
+        self._settle(now_s)
+        arrived: list[tuple[float, Arrival]] = []
+        for lane, state in self._lanes.items():
+            while state.in_flight and state.in_flight[0][0] <= now_s:
+                arrival_s, parcel = state.in_flight.popleft()
+                arrived.append((arrival_s, Arrival(lane, parcel)))
+        arrived.sort(key=lambda item: item[0])
+        return [arrival for _, arrival in arrived]
+
+    def next_event_s(self) -> float:
+        """When to call `advance` again, at the latest, if nothing else happens; infinity if nothing will."""
+        next_s = min((state.in_flight[0][0] for state in self._lanes.values() if state.in_flight), default=math.inf)
+        active = self._active()
+        if active:
+            first_departure_s = self._settled_s + min(self._unsent(state) for state in active) / self._share(active)
+            next_s = min(next_s, first_departure_s + self.shape.rtt_s / 2)
+        return next_s
+
+    def _active(self) -> list[_LaneState]:
+        if self.blocked:
+            return []
+        return [state for state in self._lanes.values() if len(state.queue) and not state.held]
+
+    def _share(self, active: list[_LaneState]) -> float:
+        return self.shape.rate_bytes_per_s / len(active)
+
+    def _unsent(self, state: _LaneState) -> float:
+        if state.unsent_bytes is None:
+            state.unsent_bytes = float(state.queue.head().size_bytes)
+        return state.unsent_bytes
+
+    def _settle(self, now_s: float) -> None:
+        """Send until ``now_s``: from one departure to the next all active lanes get equal shares."""
+        while active := self._active():
+            share = self._share(active)
+            step_s = min(self._unsent(state) for state in active) / share
+            if self._settled_s + step_s > now_s:
+                sent_bytes = (now_s - self._settled_s) * share
+                self._settled_s = now_s
+                self._send(active, sent_bytes)
+                return
+            self._settled_s += step_s
+            # A link of infinite rate sends in no time at all; zero times infinity would be no number.
+            self._send(active, step_s * share if step_s else 0.0)
+        self._settled_s = now_s
+
+    def _send(self, active: list[_LaneState], sent_bytes: float) -> None:
+        for state in active:
+            left_bytes = self._unsent(state) - sent_bytes
+            state.unsent_bytes = left_bytes
+            if left_bytes <= _DUST_BYTES or math.isinf(self.shape.rate_bytes_per_s):
+                self._depart(state)
+
+    def _depart(self, state: _LaneState) -> None:
+        parcel = state.queue.pop()
+        state.unsent_bytes = None
+        shape = self.shape
+        arrival_s = self._settled_s + shape.rtt_s / 2 + self._chance.random() * shape.jitter_s
+        if shape.loss:
+            arrival_s += retransmission_delay_s(
+                parcel.size_bytes,
+                followed=len(state.queue) > 0,
+                rtt_s=shape.rtt_s,
+                segment_s=SEGMENT_BYTES / shape.rate_bytes_per_s,
+                loss=shape.loss,
+                chance=self._chance,
+            )
+        state.last_arrival_s = max(state.last_arrival_s, arrival_s)
+        state.in_flight.append((state.last_arrival_s, parcel))

@@ -1,0 +1,150 @@
+"""The sending half of a lane towards one peer: a DEALER, our bounded queue before it, and a writer when needed.
+
+A parcel goes straight to libzmq if nothing waits and libzmq takes it; that is the usual case and costs no task switch.
+Else it joins the queue, and a writer task drains the queue as libzmq takes parcels. Order holds because nobody sends
+past a queue that is not empty; the writer takes a parcel off the queue only after libzmq has it.
+
+libzmq reconnects by itself, and says nothing unless asked. We ask (a monitor socket), because what waits for a peer
+that was there and is gone is worth nothing: it would be delivered, late, to whatever life of it comes back. So when an
+established connection breaks, the queue is dropped and counted, waiting senders are told, and until the peer is back
+posts are refused as unreachable at once rather than queued: the caller can turn to another node while it still matters.
+Before the first connection is established parcels do wait: `connect` and `post` may follow each other directly.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import trio
+import zmq
+
+from meshmoe.core.endpoints import Lane
+from meshmoe.core.ids import NodeId
+from meshmoe.transport.base import LinkStats, QueueFullError, UnreachableError
+from meshmoe.transport.limits import LaneLimits, checked_size_bytes
+from meshmoe.transport.queue import ParcelQueue, QueuedParcel
+from meshmoe.transport.zmq_socket import ZmqSocket
+from meshmoe.wire.frames import Frame
+
+
+class OutboundLane:
+    """Sends parcels to one peer on one lane, in order."""
+
+    def __init__(
+        self,
+        raw: zmq.Socket[bytes],
+        address: str,
+        *,
+        peer: NodeId,
+        lane: Lane,
+        limits: LaneLimits,
+        stats: LinkStats,
+        nursery: trio.Nursery,
+    ) -> None:
+        """Start connecting.
+
+        Args:
+            raw: A DEALER with all its options set; owned from here on.
+            address: Where to connect, as ZeroMQ writes it.
+            peer: For error messages.
+            lane: For error messages.
+            limits: Of the queue and of frames.
+            stats: Counted up here.
+            nursery: Where the writer runs.
+        """
+        self.address = address
+        self._where = f"{peer} ({lane.name.lower()} lane)"
+        self._stats = stats
+        self._nursery = nursery
+        self._queue = ParcelQueue(limits.queue)
+        self._frame_bytes_max = limits.frame_bytes_max
+        self._writing = False
+        self._writer_scope = trio.CancelScope()
+        self._lost = False
+        self._socket = ZmqSocket(raw)
+        self._monitor = ZmqSocket(raw.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED))
+        raw.connect(address)
+        nursery.start_soon(self._watch)
+
+    @property
+    def reachable(self) -> bool:
+        """See `meshmoe.transport.base.Transport.reachable`."""
+        return not self._lost and not self._socket.closed
+
+    def post(self, frames: Sequence[Frame]) -> None:
+        """See `meshmoe.transport.base.Transport.post`."""
+        parcel = QueuedParcel(frames, checked_size_bytes(frames, self._frame_bytes_max))
+        if self._socket.closed:
+            raise UnreachableError(f"{self._where} is disconnected")
+        if not len(self._queue) and self._socket.send_nowait(frames):
+            self._count(parcel)
+        elif self._lost:
+            raise UnreachableError(f"{self._where} has lost its connection, which is being tried again")
+        elif self._queue.offer(parcel):
+            self._start_writing()
+        else:
+            raise QueueFullError(f"{self._where} {self._queue.refusal()}")
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        """See `meshmoe.transport.base.Transport.send`."""
+        await self._queue.wait_for_room(checked_size_bytes(frames, self._frame_bytes_max))
+        self.post(frames)
+
+    def close(self, *, linger_ms: int = 0) -> None:
+        """Close the connection and drop what waits; waiting senders get `UnreachableError`. Idempotent."""
+        self._stats.dropped_parcels += self._queue.close()
+        self._monitor.close()
+        self._socket.close(linger_ms=linger_ms)
+
+    def _count(self, parcel: QueuedParcel) -> None:
+        self._stats.sent_parcels += 1
+        self._stats.sent_bytes += parcel.size_bytes
+
+    def _start_writing(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._nursery.start_soon(self._write)
+
+    async def _write(self) -> None:
+        try:
+            with trio.CancelScope() as self._writer_scope:
+                while len(self._queue):
+                    parcel = self._queue.head()
+                    await self._socket.send(parcel.frames)
+                    self._count(parcel)
+                    # It may have been dropped just as libzmq came to take it.
+                    if len(self._queue) and self._queue.head() is parcel:
+                        self._queue.pop()
+        except trio.ClosedResourceError:
+            pass  # Closed while waiting; `close` has dropped and counted the queue.
+        finally:
+            self._writing = False
+            # Cancelled by `_connection_lost`, and then something was queued before this task came round.
+            if len(self._queue) and not self._socket.closed:
+                self._start_writing()
+
+    async def _watch(self) -> None:
+        established = False
+        try:
+            while True:
+                event = _monitor_event(await self._monitor.recv())
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    established = True
+                    self._lost = False
+                elif established:
+                    established = False
+                    self._connection_lost()
+        except trio.ClosedResourceError:
+            pass  # The lane was closed.
+
+    def _connection_lost(self) -> None:
+        self._lost = True
+        self._writer_scope.cancel()
+        self._stats.dropped_parcels += self._queue.clear()
+
+
+def _monitor_event(frames: list[zmq.Frame]) -> int:
+    """The event's number; libzmq sends it as a 16-bit integer, and a 32-bit value after it."""
+    event: int = struct.unpack_from("=H", frames[0].buffer)[0]
+    return event

@@ -1,0 +1,178 @@
+"""The transport of real meshes: a ROUTER to listen on for each lane, a DEALER for each peer and lane to send through.
+
+Why one-way sockets: a DEALER that only sends needs no task that waits on it, its queue is all of the traffic in it, and
+replies take the replier's own connection, whose state says something about the replier's view of us. With one direction
+and one task a socket, the edge-triggered descriptor of ZeroMQ (see `meshmoe.transport.zmq_socket`) loses most of its
+teeth, too. docs/decisions/transport-one-way-lanes.md has the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+import zmq
+
+from meshmoe.core.endpoints import Endpoints, Lane
+from meshmoe.core.ids import NodeId
+from meshmoe.transport.base import LinkStats, Parcel, UnreachableError
+from meshmoe.transport.identity import Identity, identity_bytes
+from meshmoe.transport.ledger import Ledger
+from meshmoe.transport.service_nursery import open_service_nursery
+from meshmoe.transport.zmq_inbound import InboundLane
+from meshmoe.transport.zmq_knobs import DEFAULT_KNOBS, ZmqKnobs
+from meshmoe.transport.zmq_listen import bind_lanes, zmq_address
+from meshmoe.transport.zmq_outbound import OutboundLane
+from meshmoe.wire.frames import Frame
+
+
+@asynccontextmanager
+async def open_zmq_transport(
+    node: NodeId,
+    generation: int,
+    listen_host: str = "127.0.0.1",
+    listen_port: int = 0,
+    *,
+    knobs: ZmqKnobs = DEFAULT_KNOBS,
+) -> AsyncIterator[ZmqTransport]:
+    """Listen, and give the transport; leaving the context closes all of it within a second, whatever peers do.
+
+    Args:
+        node: This node's name, told to every peer.
+        generation: This life's number.
+        listen_host: An address of this machine, or ``0.0.0.0`` / ``::`` for all of them.
+        listen_port: Control listens here, data and bulk on the next two; 0 picks three free ports.
+        knobs: Bounds and timings.
+
+    Raises:
+        ConfigError: The address or a port cannot be listened on.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+    context.set(zmq.MAX_SOCKETS, knobs.sockets_max)
+    try:
+        async with open_service_nursery() as nursery:
+            transport = ZmqTransport(context, nursery, node, generation, listen_host, listen_port, knobs)
+            try:
+                yield transport
+            finally:
+                transport.close()
+    finally:
+        # Waits for libzmq's threads, and for `farewell_ms` if the control lane has something left to say.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(context.term)
+
+
+class ZmqTransport:
+    """Implements `meshmoe.transport.base.Transport`; made by `open_zmq_transport`."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        nursery: trio.Nursery,
+        node: NodeId,
+        generation: int,
+        listen_host: str,
+        listen_port: int,
+        knobs: ZmqKnobs,
+    ) -> None:
+        self._context = context
+        self._nursery = nursery
+        self._node = node
+        self._generation = generation
+        self._knobs = knobs
+        self._closed = False
+        self._ledger = Ledger(knobs.strangers_max)
+        self._outbound: dict[NodeId, dict[Lane, OutboundLane]] = {}
+        self._endpoints, listening = bind_lanes(context, listen_host, listen_port, knobs)
+        self._inbound = {lane: InboundLane(raw, lane, self._ledger, knobs) for lane, raw in listening.items()}
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where this node listens; the host is the one that it was told to listen on."""
+        return self._endpoints
+
+    @property
+    def bad_messages(self) -> int:
+        """Messages dropped because their sender or shape was not that of a node."""
+        return sum(lane.bad_messages for lane in self._inbound.values())
+
+    def connect(self, peer: NodeId, endpoints: Endpoints) -> None:
+        """See `Transport.connect`. Lanes whose address stays the same keep their connection and queue.
+
+        Raises:
+            UnreachableError: The host is not something one can connect to.
+        """
+        self._check_open()
+        addresses = {lane: zmq_address(endpoints.host, endpoints.port(lane)) for lane in Lane if endpoints.port(lane)}
+        lanes = self._outbound.setdefault(peer, {})
+        for lane in Lane:
+            current, address = lanes.get(lane), addresses.get(lane)
+            if current is not None and current.address != address:
+                lanes.pop(lane).close()
+                current = None
+            if current is None and address is not None:
+                lanes[lane] = self._open_outbound(peer, lane, address)
+
+    def disconnect(self, peer: NodeId) -> None:
+        """See `Transport.disconnect`."""
+        for outbound in self._outbound.pop(peer, {}).values():
+            outbound.close()
+
+    def post(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
+        """See `Transport.post`."""
+        self._lane_to(peer, lane).post(frames)
+
+    async def send(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
+        """See `Transport.send`."""
+        await self._lane_to(peer, lane).send(frames)
+
+    def reachable(self, peer: NodeId, lane: Lane) -> bool:
+        """See `Transport.reachable`."""
+        outbound = self._outbound.get(peer, {}).get(lane)
+        return outbound is not None and outbound.reachable
+
+    async def receive(self, lane: Lane) -> Parcel:
+        """See `Transport.receive`."""
+        return await self._inbound[lane].receive()
+
+    def stats(self, peer: NodeId) -> LinkStats:
+        """See `Transport.stats`."""
+        return self._ledger.snapshot(peer)
+
+    def close(self) -> None:
+        """Close every socket; called by `open_zmq_transport`."""
+        self._closed = True
+        for inbound in self._inbound.values():
+            inbound.close()
+        for lanes in self._outbound.values():
+            for lane, outbound in lanes.items():
+                outbound.close(linger_ms=self._knobs.farewell_ms if lane is Lane.CONTROL else 0)
+        self._outbound.clear()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this transport is closed")
+
+    def _lane_to(self, peer: NodeId, lane: Lane) -> OutboundLane:
+        lanes = self._outbound.get(peer)
+        if lanes is None:
+            self._check_open()
+            raise UnreachableError(f"{peer} is not connected")
+        outbound = lanes.get(lane)
+        if outbound is None:
+            raise UnreachableError(f"{peer} has told no address of its {lane.name.lower()} lane")
+        return outbound
+
+    def _open_outbound(self, peer: NodeId, lane: Lane, address: str) -> OutboundLane:
+        raw = self._context.socket(zmq.DEALER)
+        self._knobs.apply_sending(raw, lane, identity_bytes(Identity(lane, self._generation, self._node)))
+        return OutboundLane(
+            raw,
+            address,
+            peer=peer,
+            lane=lane,
+            limits=self._knobs.lanes[lane].limits,
+            stats=self._ledger.of(peer),
+            nursery=self._nursery,
+        )

@@ -1,0 +1,1 @@
+"""The exhaustive check of the custody rule: every order of events, on the product's own transition functions."""

@@ -1,0 +1,127 @@
+"""What the engine's tests share: pools, generations to the end, and a mesh within the process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+import trio
+from torch import Tensor
+
+import meshmoe.model.bundled
+from meshmoe.core.errors import ExpertUnavailableError
+from meshmoe.core.ids import ExpertId
+from meshmoe.engine.engine import Engine
+from meshmoe.engine.model import MoeModel, load_moe_model
+from meshmoe.engine.pool import ExpertPool
+from meshmoe.engine.remote import LayerCall
+from meshmoe.engine.request import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
+from meshmoe.model.checkpoint import Checkpoint
+from meshmoe.model.loading import load_expert
+from meshmoe.model.source import WeightSource
+
+EDGE_12M = Path(meshmoe.model.bundled.__file__).parent / "edge-12m"
+
+
+@cache
+def edge(dtype: torch.dtype = torch.float32) -> tuple[Checkpoint, MoeModel]:
+    checkpoint = Checkpoint.open(EDGE_12M)
+    return checkpoint, load_moe_model(checkpoint, dtype)
+
+
+@cache
+def edge_pool(dtype: torch.dtype = torch.float32) -> ExpertPool:
+    """All experts of the bundled model; shared, so leave it as it is."""
+    checkpoint, model = edge(dtype)
+    return pool_of(checkpoint, model, model.experts)
+
+
+def pool_of(source: WeightSource, model: MoeModel, experts: Iterable[ExpertId]) -> ExpertPool:
+    pool = ExpertPool(1 << 32)
+    for expert in experts:
+        pool.add(expert, load_expert(source, expert, model.dtype))
+    return pool
+
+
+def subset(pool: ExpertPool, experts: Iterable[ExpertId]) -> ExpertPool:
+    """A pool with private copies of some of another's experts, in other places of memory."""
+    other = ExpertPool(1 << 32)
+    for expert in experts:
+        weights = pool.get(expert)
+        assert weights is not None
+        other.add(expert, {name: tensor.clone() for name, tensor in weights.items()})
+    return other
+
+
+@dataclass
+class Result:
+    ids: list[int]
+    text: str
+    logprobs: list[float | None]
+    finish: FinishEvent
+
+
+async def complete(engine: Engine, prompt: str | tuple[int, ...], **sampling: object) -> Result:
+    """Generate to the end."""
+    ids = prompt if isinstance(prompt, tuple) else tuple(engine.model.tokenizer(prompt).input_ids)
+    request = GenerationRequest(prompt_ids=ids, sampling=SamplingParams(**sampling))  # type: ignore[arg-type]
+    result: list[TokenEvent] = []
+    async with engine.generate(request) as events:
+        async for event in events:
+            if isinstance(event, FinishEvent):
+                text = "".join(e.text for e in result) + event.text
+                return Result([e.token_id for e in result], text, [e.logprob for e in result], event)
+            result.append(event)
+    raise AssertionError("no finish event")
+
+
+@dataclass
+class Scattered:
+    """A mesh in miniature: other engines, each call after a random delay, each expert at whoever has it first."""
+
+    holders: list[Engine]
+    delay_max_s: float = 0.002
+    seed: int = 0
+    running: int = 0
+    calls: list[LayerCall] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    async def compute(self, call: LayerCall) -> dict[int, Tensor]:
+        self.running += 1
+        self.calls.append(call)
+        try:
+            outputs: dict[int, Tensor] = {}
+            async with trio.open_nursery() as nursery:
+                for holder in self.holders:
+                    mine = [e for e in call.rows if e not in outputs and ExpertId(call.layer, e) in holder.pool]
+                    outputs |= dict.fromkeys(mine, call.hidden)
+                    if mine:
+                        nursery.start_soon(self._ask, holder, call, mine, outputs)
+                if len(outputs) < len(call.rows):
+                    raise ExpertUnavailableError(f"nobody has all of {list(call.rows)} of layer {call.layer}")
+            return outputs
+        finally:
+            self.running -= 1
+
+    async def _ask(self, holder: Engine, call: LayerCall, experts: list[int], outputs: dict[int, Tensor]) -> None:
+        await trio.sleep(self._random.random() * self.delay_max_s)
+        # As over the wire: only the rows that this holder needs, in other memory, perhaps at an odd address.
+        needed = sorted({row for expert in experts for row in call.rows[expert]})
+        place = {row: at for at, row in enumerate(needed)}
+        rows = [(expert, [place[row] for row in call.rows[expert]]) for expert in experts]
+        width = call.hidden.shape[1]
+        buffer = torch.empty(len(needed) * width + 1, dtype=call.hidden.dtype)
+        hidden = buffer[1:].view(len(needed), width)
+        hidden.copy_(call.hidden[needed])
+        deadline = trio.current_time() + 10
+        answer = await holder.compute_experts(call.layer, rows, hidden, decode=call.decode, deadline=deadline)
+        await trio.sleep(self._random.random() * self.delay_max_s)
+        for (expert, numbers), output in zip(rows, answer.split([len(n) for _, n in rows]), strict=True):
+            del numbers
+            outputs[expert] = output

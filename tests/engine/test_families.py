@@ -1,0 +1,66 @@
+"""Every family that we can build tiny: the engine writes stock transformers' greedy tokens, also from split experts."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import pytest
+import torch
+import trio
+from transformers import AutoModelForCausalLM
+
+from meshmoe.engine.engine import open_engine
+from meshmoe.engine.model import load_moe_model
+from meshmoe.model.checkpoint import Checkpoint
+from meshmoe.model.tiny import make_tiny_checkpoint
+from meshmoe.model.tiny_configs import TINY_FAMILIES
+from tests.engine.support import Scattered, complete, pool_of
+
+NEW_TOKENS = 12
+
+
+@pytest.mark.parametrize("family", sorted(TINY_FAMILIES))
+def test_greedy_tokens_are_stock(family, tmp_path):
+    make_tiny_checkpoint(family, tmp_path, seed=3)
+    checkpoint = Checkpoint.open(tmp_path)
+    model = load_moe_model(checkpoint, torch.float32)
+    rng = random.Random(family)
+    # Longer than one chunk, shorter than one chunk.
+    prompts = [tuple(rng.randrange(3, model.vocabulary_size) for _ in range(n)) for n in (270, 9)]
+    here = [expert for expert in model.experts if rng.random() < 0.4]
+    there = [expert for expert in model.experts if expert not in here]
+
+    async def main():
+        async with (
+            open_engine(model, pool_of(checkpoint, model, model.experts)) as whole,
+            open_engine(model, pool_of(checkpoint, model, there)) as peer,
+            open_engine(model, pool_of(checkpoint, model, here), Scattered([peer], 0.0005)) as split,
+        ):
+            options = {"max_tokens": NEW_TOKENS, "ignore_eos": True, "logprobs": 0}
+            return [(await complete(whole, p, **options), await complete(split, p, **options)) for p in prompts]
+
+    results = trio.run(main)
+    expected = stock_tokens(tmp_path, prompts)
+    for (whole, split), ids in zip(results, expected, strict=True):
+        assert whole.ids == ids
+        assert split.ids == ids
+        assert split.logprobs == whole.logprobs, "placement changed the bits"
+        assert split.finish.stats.expert_calls_remote > 0
+        assert whole.finish.stats.hit_ratio == 1.0
+
+
+@torch.no_grad()
+def stock_tokens(directory, prompts):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stock = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    if stock._can_set_experts_implementation():
+        stock.set_experts_implementation("eager")
+    stock.generation_config.eos_token_id = None
+    out = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        full = stock.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)
+        out.append(full[0, len(prompt) :].tolist())
+    return out
