@@ -104,8 +104,7 @@ async def _answer(service: ModelService, encoder: PromptEncoder, body: ChatBody)
     tokenizer = service.tokenizer
     text, template_stops = render_chat(tokenizer, body.messages)
     # A template writes the special tokens out; the transcript for base models is plain text and wants them added.
-    ids = await encoder.encode(text, special_tokens=bool(template_stops))
-    encoder.require_fit(ids, "messages")
+    ids = await encoder.encode(text, special_tokens=bool(template_stops), param="messages")
     token_ids = body.meshmoe is not None and body.meshmoe.token_ids
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     generations: list[GenerationRequest] = []

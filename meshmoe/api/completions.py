@@ -118,12 +118,11 @@ async def _answer(service: ModelService, encoder: PromptEncoder, body: Completio
     prompt_tokens = 0
     for prompt in prompts:
         if isinstance(prompt, str):
-            ids, text = await encoder.encode(prompt, special_tokens=True), prompt
+            ids, text = await encoder.encode(prompt, special_tokens=True, param="prompt"), prompt
         else:
             ids = encoder.check_ids(prompt)
             text = encoder.decode(ids) if body.echo else ""
             await trio.lowlevel.checkpoint()
-        encoder.require_fit(ids, "prompt")
         prompt_tokens += len(ids)
         for copy in range(copies):
             params = sampling_params(
@@ -151,9 +150,10 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     """Tell the four kinds of prompt apart: a text, texts, token ids, lists of token ids."""
     if isinstance(prompt, str):
         return [prompt]
-    if prompt and all(isinstance(item, int) for item in prompt):
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
         return [cast("list[int]", prompt)]
-    if prompt and (all(isinstance(item, str) for item in prompt) or all(isinstance(item, list) for item in prompt)):
+    if kinds in ({str}, {list}):
         return cast("list[str | list[int]]", prompt)
     raise RequestError(
         "prompt: expected a string, a list of strings, a list of token ids, or a list of such lists",

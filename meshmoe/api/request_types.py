@@ -54,7 +54,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     # Extensions that other servers of open models know under the same names.
     top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     ignore_eos: bool | None = None
     meshmoe: Extensions | None = None
 

@@ -7,6 +7,9 @@ from meshmoe.core.errors import RequestError
 from meshmoe.engine.request import STOP_STRINGS_MAX, SamplingParams
 
 TEMPERATURE_DEFAULT = 1.0
+TOP_P_MIN = 1e-6
+"""OpenAI allows 0, which can only mean the likeliest token; so does any share that is as small as this."""
+
 SEED_MASK = (1 << 63) - 1
 
 
@@ -42,7 +45,7 @@ def sampling_params(
         max_tokens=room_tokens if max_tokens is None else min(max_tokens, room_tokens),
         temperature=TEMPERATURE_DEFAULT if body.temperature is None else body.temperature,
         top_k=max(body.top_k or 0, 0),
-        top_p=1.0 if body.top_p is None else body.top_p,
+        top_p=1.0 if body.top_p is None else max(body.top_p, TOP_P_MIN),
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         seed=None if body.seed is None else (body.seed + copy) & SEED_MASK,

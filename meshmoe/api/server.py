@@ -18,6 +18,7 @@ from hypercorn.logging import Logger
 from hypercorn.trio.worker_context import WorkerContext
 
 from meshmoe.api.app import build_app
+from meshmoe.api.cause import cause
 from meshmoe.api.connection import Connection
 from meshmoe.api.http1 import Http1Server
 from meshmoe.api.loopback import listen_loopback
@@ -122,10 +123,10 @@ class _Server:
         self._connections.add(connection)
         try:
             await Http1Server(self._app, self._config, self._context, connection, state).run()
-        except trio.ClosedResourceError:
-            pass
-        except Exception as error:
-            log.error("connection: %s: %s", type(error).__name__, error)
+        except Exception as group:
+            error = cause(group)
+            if not isinstance(error, trio.ClosedResourceError | trio.BrokenResourceError | OSError):
+                log.error("connection: %s: %s", type(error).__name__, error)
         finally:
             self._connections.discard(connection)
             connection.abort()

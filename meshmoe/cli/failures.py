@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -28,6 +29,9 @@ def guarded(call: Callable[[], Any]) -> int:
     Returns:
         The exit code; what went wrong has been said.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a model writes may be more than a terminal's encoding has; a question mark is better than no text.
+        sys.stdout.reconfigure(errors="replace")
     try:
         result = call()
         sys.stdout.flush()

@@ -9,9 +9,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from meshmoe.node.status import LeaveProgress
 from meshmoe.cli.client import NodeClient, NoNodeError, raise_if_error
 from meshmoe.cli.options import socket_option
+from meshmoe.node.status import LeaveProgress
 
 
 @click.command()
@@ -21,9 +21,8 @@ def leave(socket_path: Path) -> None:
     console = Console()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with (
-        NodeClient(socket_path) as node,
         Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar,
-        node.post("/mesh/leave") as lines,
+        NodeClient(socket_path).post("/mesh/leave") as lines,
     ):
         task = bar.add_task("leaving", total=None)
         for line in lines:

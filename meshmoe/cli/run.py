@@ -27,7 +27,7 @@ def run(prompt: str, chat: bool, as_json: bool, socket_path: Path, **sampling: A
     """Continue PROMPT, or answer it with --chat. PROMPT `-` reads standard input, exactly as it is."""
     if prompt == "-":
         prompt = _standard_input()
-    asked: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None and value is not False and value != ()}
+    asked = {name: value for name, value in sampling.items() if value is not None and value is not False}
     asked |= {"stream": True, "stream_options": {"include_usage": True}, "meshmoe": {"token_ids": True}}
     if chat:
         path, asked["messages"] = "/v1/chat/completions", [{"role": "user", "content": prompt}]
@@ -35,9 +35,8 @@ def run(prompt: str, chat: bool, as_json: bool, socket_path: Path, **sampling: A
         path, asked["prompt"] = "/v1/completions", prompt
     started_s = time.monotonic()
     written = _Written(show=not as_json)
-    with NodeClient(socket_path) as node:
-        for event in node.post_events(path, asked):
-            written.add(event)
+    for event in NodeClient(socket_path).post_events(path, asked):
+        written.add(event)
     if as_json:
         click.echo(msgspec.json.encode(written.summary(time.monotonic() - started_s)).decode())
     else:

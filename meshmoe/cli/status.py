@@ -18,8 +18,7 @@ from meshmoe.node.status import NodeStatus
 @socket_option
 def status(as_json: bool, socket_path: Path) -> None:
     """Show who is here, who holds what, what is missing and how fast it goes."""
-    with NodeClient(socket_path) as node:
-        body = node.get("/mesh/status")
+    body = NodeClient(socket_path).get("/mesh/status")
     if as_json:
         click.echo((msgspec.json.format(body, indent=2) if sys.stdout.isatty() else body).decode())
         return

@@ -20,8 +20,13 @@ PIPE_WIDTH_CHARS = 240
 
 _STATE_STYLES = {"alive": "green", "suspect": "yellow", "joining": "cyan", "dead": "red", "left": "dim"}
 
+_LEFT = {"node", "state", "address", "software", "on its way", "from", ""}
+
 # Least important first: the order in which columns give way in a narrow terminal.
-_GIVE_WAY = ("software", "received", "sent", "calls", "rate", "address", "rtt", "held")
+_NODES_GIVE_WAY = ("software", "received", "sent", "calls", "rate", "address", "rtt", "held", "experts")
+_TRANSFERS_GIVE_WAY = ("", "from", "done")
+
+Row = dict[str, RenderableType]
 
 
 def show_status(status: NodeStatus) -> None:
@@ -36,7 +41,7 @@ def show_status(status: NodeStatus) -> None:
 def _parts(console: Console, status: NodeStatus) -> Iterator[RenderableType]:
     yield Text.assemble(
         (status.node, "bold"),
-        f"  {status.phase}, up {format_duration(status.uptime_s)}, {format_size(status.rss_bytes)} of memory, ",
+        f"  {status.phase}, up {_uptime(status.uptime_s)}, {format_size(status.rss_bytes)} of memory, ",
         f"meshmoe {status.software}",
     )
     model = status.model
@@ -52,14 +57,27 @@ def _parts(console: Console, status: NodeStatus) -> Iterator[RenderableType]:
     if status.coverage is not None:
         yield from _coverage(status.coverage)
     yield Text()
-    yield _fitted(console, status.peers)
+    yield _fitted(console, [_node_cells(peer) for peer in status.peers], _NODES_GIVE_WAY)
     if status.transfers:
-        yield _transfers(console, status.transfers)
+        yield Text()
+        yield _fitted(console, [_transfer_cells(console, each) for each in status.transfers], _TRANSFERS_GIVE_WAY)
     faults = {name: count for name, count in sorted(status.faults.items()) if count}
     if faults:
         yield Text("faults  " + ", ".join(f"{name} {count}" for name, count in faults.items()), "yellow")
     if status.join_command:
+        yield Text()
         yield Text(f"join from another box:  {status.join_command}", "dim")
+
+
+def _uptime(uptime_s: float) -> str:
+    minutes, seconds = divmod(int(uptime_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _serving(serving: ServingStatus) -> Iterator[Text]:
@@ -108,31 +126,24 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _fitted(console: Console, peers: list[PeerStatus]) -> Table:
-    """The table of nodes with as many columns as the terminal has room for."""
-    dropped: set[str] = set()
+def _fitted(console: Console, rows: list[Row], give_way: tuple[str, ...]) -> Table:
+    """A table with as many columns as the terminal has room for; those in ``give_way`` go first, in that order."""
+    names = list(rows[0]) if rows else []
     unlimited = console.options.update(width=10_000)
-    for name in ("", *_GIVE_WAY):
-        dropped.add(name)
-        table = _nodes(console, peers, dropped)
-        if Measurement.get(console, unlimited, table).maximum <= console.width:
-            break
-    return table
+    while True:
+        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
+        for name in names:
+            table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[name] for name in names))
+        too_wide = Measurement.get(console, unlimited, table).maximum > console.width
+        expendable = [name for name in give_way if name in names]
+        if not (too_wide and expendable):
+            return table
+        names.remove(expendable[0])
 
 
-def _nodes(console: Console, peers: list[PeerStatus], dropped: set[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
-    rows = [_cells(peer) for peer in peers]
-    names = [name for name in _cells(_SAMPLE) if name not in dropped]
-    for name in names:
-        right = name not in ("node", "state", "address", "software")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[name] for name in names))
-    return table
-
-
-def _cells(peer: PeerStatus) -> dict[str, RenderableType]:
+def _node_cells(peer: PeerStatus) -> Row:
     share = peer.held_bytes / peer.capacity_bytes if peer.capacity_bytes else 0.0
     return {
         "node": Text(f"{peer.node} *" if peer.is_self else peer.node, "bold" if peer.is_self else ""),
@@ -150,18 +161,13 @@ def _cells(peer: PeerStatus) -> dict[str, RenderableType]:
     }
 
 
-_SAMPLE = PeerStatus(node="", state="", is_self=False, address="", capacity_bytes=0, held_bytes=0, experts_held=0)
-
-
-def _transfers(console: Console, transfers: list[TransferStatus]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
-    for name in ("on its way", "from", "", "done"):
-        table.add_column(name, no_wrap=True)
-    for transfer in transfers:
-        done = f"{format_size(transfer.done_bytes)} / {format_size(transfer.total_bytes)}"
-        total = max(transfer.total_bytes, 1)
-        share: RenderableType = Text(f"{transfer.done_bytes / total:.0%}")
-        if console.is_terminal:
-            share = ProgressBar(total=total, completed=transfer.done_bytes, width=20)
-        table.add_row(Text(transfer.what), Text(transfer.source), share, Text(done))
-    return table
+def _transfer_cells(console: Console, transfer: TransferStatus) -> Row:
+    total_bytes = max(transfer.total_bytes, 1)
+    return {
+        "on its way": Text(transfer.what),
+        "from": Text(transfer.source),
+        # A pipe gets no bar: it would be a line of the same character for any share.
+        "": ProgressBar(total=total_bytes, completed=transfer.done_bytes, width=20) if console.is_terminal else Text(),
+        "share": Text(f"{transfer.done_bytes / total_bytes:.0%}"),
+        "done": Text(f"{format_size(transfer.done_bytes)} / {format_size(transfer.total_bytes)}"),
+    }

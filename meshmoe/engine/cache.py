@@ -6,6 +6,7 @@ of cache it makes for itself, whether that cache may be fed a prompt in chunks, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttention
 
 from meshmoe.engine.dispatch import current_runner
 from meshmoe.model.experts_modules import ExpertsModule
+
+PREFILL_CHUNK_TOKENS = 256
+"""Long enough that weights are read once for many tokens, short enough that others get their turn."""
 
 _GROWTH_TOKENS = 256
 """Room is added for at least this many tokens at a time, and at least an eighth of what there is."""
@@ -30,16 +34,26 @@ class CacheTraits:
             is computed over the whole prompt by other kernels than those that continue it, so there it may not.
         token_bytes: Growth a token of context.
         fixed_bytes: Size apart from that.
+        switch_tokens: A context longer than this has other position frequencies (LongRoPE, Ding et al. 2024) from its
+            first token on, so a cache that was made before the switch is useless after it; None where there is no such
+            switch.
     """
 
     stock: bool
     chunks: bool
     token_bytes: int
     fixed_bytes: int
+    switch_tokens: int | None = None
 
     def bytes_for(self, tokens: int) -> int:
         """Estimated size at a context of ``tokens``; sliding windows make it smaller in the end."""
         return self.fixed_bytes + tokens * self.token_bytes
+
+    def prompt_chunks(self, length: int) -> Iterator[slice]:
+        """Where a prompt of ``length`` tokens is cut; what cannot be cut is read whole."""
+        whole = not self.chunks or (self.switch_tokens is not None and length > self.switch_tokens)
+        step = length if whole else PREFILL_CHUNK_TOKENS
+        return (slice(begin, min(begin + step, length)) for begin in range(0, length, step))
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__
@@ -110,7 +124,15 @@ def probe_cache(trunk: Any, config: Any) -> CacheTraits:
         chunks=stock and not recurrent,
         token_bytes=token_bytes,
         fixed_bytes=sizes[0] - 2 * token_bytes,
+        switch_tokens=_switch_tokens(config),
     )
+
+
+def _switch_tokens(config: Any) -> int | None:
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one for all layers, or by type
+    lengths = [int(kind["original_max_position_embeddings"]) for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(lengths, default=None)
 
 
 class _ZeroExperts:

@@ -6,16 +6,14 @@ loop never computes, so it stays punctual, and there is no thread a request that
 
 Words. A *job* is one call of a function on the compute thread. The *hub* is the thread's main greenlet: it picks the
 next job and switches to it. A job gives the thread back by *parking* (it waits for a `Call`), by *yielding* (`turn`,
-`checkpoint`), or by ending. A *slice* is what runs between two visits to the hub.
+`checkpoint`), or by ending. A *slice* is what runs between two such points.
 
 Who owns what. Everything named ``_hub_*`` belongs to the compute thread alone. The trio thread reaches it through one
 queue of ``(method, argument)`` pairs, the *inbox*; the compute thread reaches trio through ``run_sync_soon``, which
 keeps the order. There is no lock.
 
-Order. Cancelled jobs first (they only unwind), then by `Priority`, FIFO within a class. A class that is passed over
-earns ``SHARE_MIN`` of that time, and runs a slice when it has earned what its last one took: lower classes are slow
-under load, never starved. A job of a low class visits the hub at every layer, so a peer's call waits for one layer,
-not for a whole chunk.
+Order. Cancelled jobs first (they only unwind), then as `RunQueue` has it. A job visits the hub at every layer, so a
+peer's call waits for one layer of a prompt, not for a whole chunk of it.
 
 Cancellation. The trio task that waits in `ComputeThread.run` marks the job and posts it. The job raises `JobCancelled`
 where it stands: at its next checkpoint, or where it is parked. ``run`` returns only after that, so when it has returned
@@ -32,7 +30,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from enum import IntEnum
 from time import perf_counter
 from typing import Any, Generic, TypeVar, cast
 
@@ -42,29 +39,11 @@ import torch
 import trio
 
 from meshmoe.core.errors import MeshmoeError, OverloadedError
+from meshmoe.engine.schedule import Priority, RunQueue
 
 T = TypeVar("T")
 
-SHARE_MIN = 0.25
-"""A class that waits earns this share of the time that higher classes use, so it runs a fifth of the time at least."""
-
-SLICE_GUESS_S = 0.005
-"""What a slice of a class is taken to cost before the first one has run."""
-
 _log = logging.getLogger(__name__)
-
-
-class Priority(IntEnum):
-    """Classes of work, most urgent first."""
-
-    PEER_DECODE = 0
-    """Another node's token stands still until this is computed."""
-    PEER_PREFILL = 1
-    """Another node reads a prompt, and stands still until this is computed."""
-    DECODE = 2
-    """A person waits for this token."""
-    PREFILL = 3
-    """A prompt is being read."""
 
 
 class JobCancelled(BaseException):
@@ -214,9 +193,9 @@ class ComputeThread:
         self._hub: greenlet.greenlet
         self._hub_jobs: set[Job] = set()
         self._hub_unwinding: deque[Job] = deque()
-        self._hub_queues: tuple[deque[Job], ...] = tuple(deque() for _ in Priority)
-        self._hub_earned_s = [0.0 for _ in Priority]
-        self._hub_slice_s = [SLICE_GUESS_S for _ in Priority]
+        self._hub_queue: RunQueue[Job] = RunQueue()
+        self._hub_began = (Priority.PREFILL, 0.0)
+        """Class and beginning of the slice under way."""
         self._hub_stopping = False
 
     @property
@@ -250,7 +229,9 @@ class ComputeThread:
         if self._closing or self._failure is not None:
             raise ComputeError("the compute thread is not running; the node is stopping") from self._failure
         if len(self._live) >= self._jobs_max:
-            raise OverloadedError(f"{len(self._live)} computations are waiting on this node already; come back in a moment")
+            raise OverloadedError(
+                f"{len(self._live)} computations are waiting on this node already; come back in a moment"
+            )
         job = Job(self, priority, fn, args, nursery)
         self._live.add(job)
         try:
@@ -279,6 +260,12 @@ class ComputeThread:
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(fn, *args)
 
+    def _release(self) -> None:
+        """On the trio thread: nothing more will be computed, so nobody may wait for it."""
+        self._stopped.set()
+        for job in self._live:
+            job.done.set()
+
     def _main(self) -> None:
         torch.set_grad_enabled(False)
         torch.set_num_threads(self._threads)
@@ -290,16 +277,14 @@ class ComputeThread:
             _log.exception("the compute thread failed")
             self._failure = error
         finally:
-            for job in self._hub_jobs:
-                self._post(job.done.set)
-            self._post(self._stopped.set)
+            self._post(self._release)
 
     def _hub_next(self) -> Job | None:
         while True:
             self._hub_read_inbox()
             if self._hub_unwinding:
                 return self._hub_unwinding.popleft()
-            if (job := self._hub_pick()) is not None:
+            if (job := self._hub_queue.pop()) is not None:
                 return job
             if self._hub_stopping and not self._hub_jobs:
                 return None
@@ -309,33 +294,21 @@ class ComputeThread:
             self._idle_since = None
             method(argument)
 
-    def _hub_pick(self) -> Job | None:
-        waiting = [priority for priority in Priority if self._hub_queues[priority]]
-        if not waiting:
-            return None
-        chosen = waiting[0]
-        for priority in waiting[1:]:
-            if self._hub_earned_s[priority] >= self._hub_slice_s[priority]:
-                chosen = priority
-                break
-        self._hub_earned_s[chosen] = 0.0
-        return self._hub_queues[chosen].popleft()
-
     def _hub_slice(self, job: Job) -> None:
         if job._greenlet is None:
             if job.cancelled:
                 self._hub_end(job)
                 return
             job._greenlet = greenlet.greenlet(job._body, self._hub)
-        priority, started = job.priority, perf_counter()
+        self._hub_began = (job.priority, perf_counter())
         job._greenlet.switch()
-        took_s = perf_counter() - started
-        self._hub_slice_s[priority] = took_s
-        for lower in range(priority + 1, len(Priority)):
-            if self._hub_queues[lower]:
-                self._hub_earned_s[lower] += took_s * SHARE_MIN
+        self._hub_account()
         if job._greenlet.dead:
             self._hub_end(job)
+
+    def _hub_account(self) -> None:
+        priority, began = self._hub_began
+        self._hub_queue.account(priority, perf_counter() - began)
 
     def _hub_end(self, job: Job) -> None:
         self._hub_jobs.discard(job)
@@ -351,24 +324,22 @@ class ComputeThread:
         self._hub_jobs.add(job)
         if self._hub_stopping:
             job.cancelled = True
-        (self._hub_unwinding if job.cancelled else self._hub_queues[job.priority]).append(job)
+            self._hub_unwinding.append(job)
+        else:
+            self._hub_queue.push(job.priority, job)
 
     def _hub_wake(self, job_and_call: tuple[Job, Call[Any]]) -> None:
         job, call = job_and_call
         if job._waits_for is call:
             job._waits_for = None
-            self._hub_queues[job.priority].append(job)
+            self._hub_queue.push(job.priority, job)
 
     def _hub_cancel(self, job: Job) -> None:
         # A job that runs right now (this is its checkpoint reading the inbox) sees the mark; all others unwind next.
-        queued = self._hub_queues[job.priority]
-        if job._waits_for is not None:
-            job._waits_for = None
-        elif job in queued:
-            queued.remove(job)
-        else:
-            return
-        self._hub_unwinding.append(job)
+        parked = job._waits_for is not None
+        job._waits_for = None
+        if parked or self._hub_queue.remove(job.priority, job):
+            self._hub_unwinding.append(job)
 
     def _hub_stop(self, _: None) -> None:
         self._hub_stopping = True
@@ -379,18 +350,27 @@ class ComputeThread:
     def _hub_preempt(self, job: Job) -> None:
         """Called on the job's own stack: give way to more urgent jobs only, and come back before one's equals."""
         self._hub_read_inbox()
-        if self._hub_unwinding or any(self._hub_queues[: job.priority]):
-            self._hub_queues[job.priority].appendleft(job)
+        if self._hub_unwinding or self._hub_queue.more_urgent_than(job.priority):
+            self._hub_queue.push_front(job.priority, job)
             self._hub.switch()
+        else:
+            self._hub_go_on(job)
         job._raise_if_cancelled()
 
     def _hub_requeue(self, job: Job) -> None:
         """Called on the job's own stack: give way to everyone who waits."""
         self._hub_read_inbox()
-        if self._hub_unwinding or any(self._hub_queues):
-            self._hub_queues[job.priority].append(job)
+        if self._hub_unwinding or self._hub_queue:
+            self._hub_queue.push(job.priority, job)
             self._hub.switch()
+        else:
+            self._hub_go_on(job)
         job._raise_if_cancelled()
+
+    def _hub_go_on(self, job: Job) -> None:
+        """The job keeps the thread: what comes is another slice all the same, so that slices stay comparable."""
+        self._hub_account()
+        self._hub_began = (job.priority, perf_counter())
 
 
 @contextlib.asynccontextmanager
@@ -415,5 +395,4 @@ async def open_compute(*, threads: int, jobs_max: int, stop_timeout_s: float = 5
             await compute._stopped.wait()
         if not compute._stopped.is_set():
             _log.error("the compute thread did not stop within %.1f s and is left behind", stop_timeout_s)
-            for job in compute._live:
-                job.done.set()
+            compute._release()

@@ -79,11 +79,11 @@ class RequestDispatch:
         """See `LayerRunner`. Raises `ExpertUnavailableError`, and whatever the mesh raises."""
         self.job.checkpoint()
         layer, stats = experts.layer, self.stats
-        groups = group_by_expert(index, weights)
+        grouping = group_by_expert(index, weights)
         resident: list[tuple[Group, ExpertWeights | None]] = []
         missing: list[Group] = []
-        for group in groups:
-            tokens = len(group.rows)
+        for group in grouping.groups:
+            tokens = group.rows.shape[0]
             if group.expert >= experts.n_experts:
                 resident.append((group, None))
                 continue
@@ -107,7 +107,7 @@ class RequestDispatch:
             raise
         if call is not None:
             outputs |= self._receive(call, layer, hidden, missing)
-        return combine(hidden, groups, outputs, accumulate_dtype(experts.module, hidden, weights))
+        return combine(hidden, grouping, outputs, accumulate_dtype(experts.module, hidden, weights))
 
     def _send(self, layer: int, hidden: Tensor, missing: list[Group]) -> Call[dict[int, Tensor]]:
         if self.remote is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from meshmoe.core.errors import OverloadedError, RequestError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.admission import Admission
-from meshmoe.engine.compute import ComputeThread, Priority, open_compute
+from meshmoe.engine.compute import ComputeThread, open_compute
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import CALL_ROWS_MAX, compute_rows
 from meshmoe.engine.events import EventStream
@@ -24,6 +24,7 @@ from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import GenerationEvent, GenerationRequest, GenerationStats
 from meshmoe.engine.sampling import check_params
+from meshmoe.engine.schedule import Priority
 
 _WINDOW_S = 10.0
 

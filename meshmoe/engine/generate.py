@@ -6,14 +6,13 @@ Between chunks, and between tokens, the others get their turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
-from meshmoe.engine.compute import Job, Priority
+from meshmoe.engine.compute import Job
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.detokenize import Detokenizer, StopMatcher
 from meshmoe.engine.dispatch import RequestDispatch, current_runner
@@ -23,8 +22,7 @@ from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import FinishEvent, GenerationRequest, GenerationStats, TokenEvent, TokenLogprob
 from meshmoe.engine.sampling import Choice, Sampler
-
-PREFILL_CHUNK_TOKENS = 256
+from meshmoe.engine.schedule import Priority
 
 
 @dataclass(slots=True)
@@ -41,6 +39,7 @@ class Generation:
         stream: Takes the events.
         stats: The request's counters.
         context_tokens: Tokens in its cache; anyone may read this.
+        admitted_at: ``perf_counter()`` when it got its place among the active requests.
     """
 
     model: MoeModel
@@ -52,6 +51,7 @@ class Generation:
     stream: EventStream
     stats: GenerationStats = field(default_factory=GenerationStats)
     context_tokens: int = 0
+    admitted_at: float = field(default_factory=perf_counter)
 
     def run(self, job: Job) -> None:
         """Generate: emit a `TokenEvent` for every token and a `FinishEvent` at the end.
@@ -61,15 +61,17 @@ class Generation:
         model, params, stats = self.model, self.request.sampling, self.stats
         dispatch = RequestDispatch(job, self.pool, self.remote, stats, self.counts)
         current_runner.set(dispatch)
-        started = perf_counter()
         stats.prompt_tokens = len(self.request.prompt_ids)
         sampler, text = Sampler(params, self.request.prompt_ids), _Text(model, params.stop)
-        logits, cache = self._read_prompt(job)
-        stats.prefill_s = perf_counter() - started
-        dispatch.decode = True
+        ids = list(self.request.prompt_ids)
+        logits, cache = self._read(job, ids)
         reason = "length"
         while True:
             choice = sampler.choose(logits)
+            elapsed_s = perf_counter() - self.admitted_at
+            if stats.decode_steps == 0:
+                stats.prefill_s = elapsed_s
+            stats.decode_s = elapsed_s - stats.prefill_s
             if choice.token_id in model.eos_ids and not params.ignore_eos:
                 reason = "stop"
                 break
@@ -81,29 +83,29 @@ class Generation:
                 break
             if stats.completion_tokens >= self.tokens_max:
                 break
-            job.turn(Priority.DECODE)
-            logits, cache = model.forward([choice.token_id], self.context_tokens, cache)
-            self.context_tokens += 1
+            ids.append(choice.token_id)
+            if self.context_tokens == model.cache.switch_tokens:
+                dispatch.decode = False
+                job.turn(Priority.PREFILL)
+                logits, cache = self._read(job, ids)
+            else:
+                dispatch.decode = True
+                job.turn(Priority.DECODE)
+                logits, cache = model.forward([choice.token_id], self.context_tokens, cache)
+                self.context_tokens += 1
             stats.decode_steps += 1
-            stats.decode_s = perf_counter() - started - stats.prefill_s
         rest, stopped = text.finish()
         self.stream.emit(job, FinishEvent(reason="stop" if stopped else reason, stats=stats, text=rest))
 
-    def _read_prompt(self, job: Job) -> tuple[Tensor, Any]:
-        """Read the prompt; returns the last token's logits, ``[V]``, and the cache."""
-        prompt, cache = self.request.prompt_ids, self.model.new_cache()
-        for chunk in prompt_chunks(len(prompt), self.model.cache.chunks):
+    def _read(self, job: Job, ids: list[int]) -> tuple[Tensor, Any]:
+        """Read a whole text; returns the last token's logits, ``[V]``, and the cache."""
+        cache = self.model.new_cache()
+        for chunk in self.model.cache.prompt_chunks(len(ids)):
             if chunk.start:
                 job.turn(Priority.PREFILL)
-            logits, cache = self.model.forward(list(prompt[chunk]), chunk.start, cache)
+            logits, cache = self.model.forward(ids[chunk], chunk.start, cache)
             self.context_tokens = chunk.stop
         return logits, cache
-
-
-def prompt_chunks(length: int, chunks: bool) -> Iterator[slice]:
-    """Where a prompt of ``length`` tokens is cut; a model that cannot be fed in chunks reads it whole."""
-    step = PREFILL_CHUNK_TOKENS if chunks else length
-    return (slice(begin, min(begin + step, length)) for begin in range(0, length, step))
 
 
 class _Text:

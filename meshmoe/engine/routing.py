@@ -14,6 +14,7 @@ from torch import Tensor
 ALIGNMENT_BYTES = 64
 """Kernels choose their path by alignment, so inputs start on this boundary on every node (torch allocates so)."""
 
+
 _ROW_0 = torch.zeros(1, dtype=torch.int64)
 
 
@@ -23,41 +24,46 @@ class Group(NamedTuple):
     Attributes:
         expert: Its index in the layer.
         rows: ``[n]`` int64, the tokens routed to it, ascending.
-        weights: ``[n, 1]``, the router's weights for them, in the router's dtype.
     """
 
     expert: int
     rows: Tensor
+
+
+class Grouping(NamedTuple):
+    """A router's choice, in canonical order.
+
+    Attributes:
+        groups: One an expert, ascending.
+        weights: ``[P, 1]``, the router's weights of the (token, slot) pairs, group after group, in the router's dtype.
+    """
+
+    groups: list[Group]
     weights: Tensor
 
 
-def group_by_expert(index: Tensor, weights: Tensor) -> list[Group]:
+def group_by_expert(index: Tensor, weights: Tensor) -> Grouping:
     """Group a router's choice.
 
     Args:
         index: ``[T, k]`` integer, the experts chosen for each token.
         weights: ``[T, k]``, the router's weights.
-
-    Returns:
-        One group an expert, ascending.
     """
     tokens, k = index.shape
     if tokens == 1:  # a decode step: half of all calls, and Python is faster than six tensor operations
         chosen = index[0].tolist()
         order = sorted(range(k), key=chosen.__getitem__)
-        return [Group(chosen[slot], _ROW_0, weights[:, slot : slot + 1]) for slot in order]
+        return Grouping([Group(chosen[slot], _ROW_0) for slot in order], weights[0, order].unsqueeze(1))
     # A stable sort of the flat choice keeps the rows of an expert ascending.
     experts_of_pairs, pairs = torch.sort(index.reshape(-1), stable=True)
     experts, counts = torch.unique_consecutive(experts_of_pairs, return_counts=True)
-    sizes = counts.tolist()
-    rows = torch.split(pairs // k, sizes)
-    weights_of_pairs = torch.split(weights.reshape(-1)[pairs].unsqueeze(1), sizes)
-    return [Group(*parts) for parts in zip(experts.tolist(), rows, weights_of_pairs, strict=True)]
+    groups = map(Group, experts.tolist(), torch.split(pairs // k, counts.tolist()))
+    return Grouping(list(groups), weights.reshape(-1)[pairs].unsqueeze(1))
 
 
 def gather_rows(hidden: Tensor, rows: Tensor) -> Tensor:
     """The rows of ``hidden`` (``[T, H]``) that an expert computes: contiguous and aligned, here as at a peer."""
-    return aligned(hidden) if len(hidden) == len(rows) == 1 else hidden.index_select(0, rows)
+    return aligned(hidden) if hidden.shape[0] == rows.shape[0] == 1 else hidden.index_select(0, rows)
 
 
 def aligned(hidden: Tensor) -> Tensor:
@@ -67,23 +73,27 @@ def aligned(hidden: Tensor) -> Tensor:
     return hidden.clone(memory_format=torch.contiguous_format)
 
 
-def combine(hidden: Tensor, groups: list[Group], outputs: dict[int, Tensor], dtype: torch.dtype) -> Tensor:
+def combine(hidden: Tensor, grouping: Grouping, outputs: dict[int, Tensor], dtype: torch.dtype) -> Tensor:
     """Sum the experts' outputs as stock eager does: weighted, rounded to ``dtype``, added in ascending order.
 
     Args:
         hidden: ``[T, H]``, for shape and dtype of the result.
-        groups: The layer's groups, ascending.
+        grouping: The layer's groups.
         outputs: For each expert, ``[n, H]``: the outputs for its group's rows.
         dtype: What the sums are kept in.
 
     Returns:
         ``[T, H]`` in the dtype of ``hidden``.
     """
+    pairs = torch.cat([outputs[group.expert] for group in grouping.groups])
+    weighted = (pairs * grouping.weights).to(dtype)
     total = torch.zeros_like(hidden, dtype=dtype)
-    for group in groups:
-        weighted = (outputs[group.expert] * group.weights).to(dtype)
-        if len(hidden) == 1:
-            total += weighted
-        else:
-            total.index_add_(0, group.rows, weighted)
+    # Expert by expert: one index_add_ of all pairs would round bfloat16 once a token, stock rounds once an expert.
+    if hidden.shape[0] == 1:
+        for row in weighted.unbind():
+            total += row
+    else:
+        parts = torch.split(weighted, [group.rows.shape[0] for group in grouping.groups])
+        for group, part in zip(grouping.groups, parts, strict=True):
+            total.index_add_(0, group.rows, part)
     return total.to(hidden.dtype)

@@ -13,6 +13,7 @@ passed
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,6 +28,14 @@ from meshmoe.gossip.view import View
 class _Presence(msgspec.Struct, frozen=True):
     generation: int
     suspect: bool
+
+
+class Absorbed(NamedTuple):
+    """What a delta did: whether any value changed, whether a gap remains, and how far the replica was before."""
+
+    changed: bool
+    gap: bool
+    had_upto: int
 
 
 class Store:
@@ -53,7 +62,7 @@ class Store:
         """Whether a node is present, hence connected."""
         return node in self._present
 
-    # -- membership's word -------------------------------------------------------------------------------------------
+    # -- membership's word ------------------------------------------------------------
 
     def appear(self, node: NodeId, generation: int, *, suspect: bool) -> bool:
         """Membership holds a node for alive or suspect; returns whether it was not present before in this life."""
@@ -100,29 +109,29 @@ class Store:
             if now >= until_s:
                 del self._departed[node]
 
-    # -- deltas ------------------------------------------------------------------------------------------------------
+    # -- deltas ------------------------------------------------------------
 
-    def absorb(self, delta: NodeDelta, now: float) -> tuple[bool, bool]:
-        """Merge a delta of another owner; returns whether it was news, and whether a gap remains."""
+    def absorb(self, delta: NodeDelta, now: float) -> Absorbed | None:
+        """Merge a delta of another owner; None if nothing is kept of that owner or life."""
         node = NodeId(delta.node)
-        if self.refuses(node, delta.generation):
-            return False, False
         replica = self.replicas.get(node)
+        if self.refuses(node, delta.generation) or (replica is None and len(self.replicas) >= self._config.nodes_max):
+            return None
         if replica is None:
-            if len(self.replicas) >= self._config.nodes_max:
-                return False, False
             replica = self.replicas[node] = self._new_replica(node, delta.generation)
         if node not in self._present:
             self._absent_until_s.setdefault(node, now + self._config.stranger_s)
-        before = (replica.generation, replica.upto)
+        had_generation, had_upto = replica.generation, replica.upto
         changed, gap = replica.absorb(delta)
-        if replica.generation != before[0]:
-            self.view.hide(node)
-            self._refresh(node)
-        elif node in self.view.nodes and self._present[node].generation == replica.generation:
+        if replica.generation != had_generation:
+            had_upto = 0
+        shown = self.view.nodes.get(node)
+        if shown is not None and shown.generation == replica.generation:
             for key in changed:
                 self.show_entry(replica, key)
-        return (replica.generation, replica.upto) != before, gap
+        else:
+            self._refresh(node)
+        return Absorbed(changed=bool(changed), gap=gap, had_upto=had_upto)
 
     def show_entry(self, replica: Replica, key: str) -> None:
         """Bring one entry of a node that is shown into the view."""
@@ -139,15 +148,24 @@ class Store:
             present is not None and generation < present.generation
         )
 
-    def speakable(self) -> Iterator[Replica]:
-        """Replicas that may be passed on: this node's own, then those of present nodes."""
+    def speakable(self, node: NodeId) -> Replica | None:
+        """The replica of an owner if it may be passed on: this node's own, or that of a present node's present life."""
+        if node == self.own.node:
+            return self.own
+        presence, replica = self._present.get(node), self.replicas.get(node)
+        if presence is None or replica is None or replica.generation != presence.generation or not replica.complete:
+            return None
+        return replica
+
+    def all_speakable(self) -> Iterator[Replica]:
+        """All replicas that may be passed on, this node's own first."""
         yield self.own
-        for node, presence in self._present.items():
-            replica = self.replicas.get(node)
-            if replica is not None and replica.generation == presence.generation and replica.complete:
+        for node in self._present:
+            replica = self.speakable(node)
+            if replica is not None:
                 yield replica
 
-    # -- digests -----------------------------------------------------------------------------------------------------
+    # -- digests ------------------------------------------------------------
 
     def digests(self, pick: float) -> tuple[list[NodeDigest], NodeId | None, NodeId | None]:
         """What is here, of at most `NODES_MAX` owners; ``pick`` in [0, 1) chooses the range of names if there are more.
@@ -168,22 +186,18 @@ class Store:
         return Replica(node, generation, keys_max=self._config.keys_max, bytes_max=self._config.node_bytes_max)
 
     def _refresh(self, node: NodeId) -> None:
-        """Show a node with the entries of its present life, if these are the entries that are here."""
-        presence = self._present.get(node)
+        """Show a node as membership holds it, with the entries of that life."""
+        presence, replica = self._present.get(node), self.replicas.get(node)
         if presence is None:
             return
-        shown = self.view.nodes.get(node)
-        if shown is not None and shown.generation == presence.generation:
-            self.view.show(node, presence.generation, suspect=presence.suspect, values={})
+        if replica is not None and replica.generation != presence.generation:
+            self.view.hide(node)  # there is a later life that membership has not spoken of yet
             return
-        replica = self.replicas.get(node)
+        shown = self.view.nodes.get(node)
         values = {}
-        if replica is not None and replica.generation == presence.generation:
+        if replica is not None and (shown is None or shown.generation != presence.generation):
             for key, data in replica.values():
                 value = unpack(key, data)
                 if value is not None:
                     values[key] = value
-        elif replica is not None:
-            self.view.hide(node)  # its entries are of a life that membership has not spoken of yet
-            return
         self.view.show(node, presence.generation, suspect=presence.suspect, values=values)

@@ -77,7 +77,7 @@ class View:
         self.holders_version = 0
         """Grows with every change of who holds what, or of who is present."""
 
-    # -- questions ---------------------------------------------------------------------------------------------------
+    # -- questions ------------------------------------------------------------
 
     @property
     def nodes(self) -> Mapping[NodeId, NodeView]:
@@ -116,7 +116,7 @@ class View:
         digest = self.holder_digest()
         return sorted(node for node, view in self._nodes.items() if view.agreement != digest)
 
-    # -- changes, made by the gossip machine -------------------------------------------------------------------------
+    # -- changes, made by the gossip machine ------------------------------------------------------------
 
     def show(self, node: NodeId, generation: int, *, suspect: bool, values: Mapping[str, Value]) -> None:
         """Let a node appear, or appear in a later life, or change its suspicion."""

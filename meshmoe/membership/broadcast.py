@@ -43,6 +43,10 @@ class BroadcastQueue:
         """Drop what is queued about a member."""
         self._items.pop(node, None)
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._items.clear()
+
     def take(self, budget_bytes: int, limit: int, *, first: MemberUpdate | None = None) -> list[MemberUpdate]:
         """Choose news for one message and count it as sent.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import IntEnum, auto
 from random import Random
 from typing import NamedTuple
 
@@ -18,22 +18,22 @@ from meshmoe.membership.messages import MemberUpdate
 from meshmoe.membership.timers import Timers
 
 
-class TimerKind(Enum):
-    """What a deadline is for; the subject is in the comment."""
+class TimerKind(IntEnum):
+    """What a deadline is for; in brackets what its subject is, if it has one."""
 
-    ROUND = "probe the next member"
-    RETRY = "send a probe again"  # probe id
-    END = "a probe has failed"  # probe id
-    RELAY_RETRY = "send a probe for somebody else again"  # relay id
-    NACK = "tell the asker that the target is silent"  # relay id
-    RELAY_END = "forget a probe made for somebody else"  # relay id
-    VERIFY = "probe a suspect"  # node
-    JUDGE = "a suspect's time may be over"  # node
-    FORGET = "a member has been gone for long"  # node
-    GOSSIP = "spread news"
-    SYNC = "exchange the whole table with somebody"
-    PROBE_DEAD = "see whether one of the dead is back"
-    FAREWELL = "say goodbye again"
+    ROUND = auto()  # probe the next member
+    RETRY = auto()  # send a probe again (probe id)
+    END = auto()  # a probe has failed (probe id)
+    RELAY_RETRY = auto()  # send a probe for somebody else again (relay id)
+    NACK = auto()  # tell the asker that the target is silent (relay id)
+    RELAY_END = auto()  # forget a probe made for somebody else (relay id)
+    VERIFY = auto()  # probe a suspect (node)
+    JUDGE = auto()  # a suspect's time may be over (node)
+    FORGET = auto()  # a member has been gone for long (node)
+    GOSSIP = auto()  # spread news
+    SYNC = auto()  # exchange the whole table with somebody
+    PROBE_DEAD = auto()  # see whether one of the dead is back
+    FAREWELL = auto()  # say goodbye again
 
 
 class Timer(NamedTuple):
@@ -69,3 +69,4 @@ class Local:
         """Take no further part."""
         self.silent = True
         self.timers.clear()
+        self.queue.clear()

@@ -76,7 +76,7 @@ class Membership:
         self._set(TimerKind.SYNC, now + rng.uniform(0, config.sync_interval_s))
         self._set(TimerKind.PROBE_DEAD, now + rng.uniform(0, config.dead_probe_interval_s))
 
-    # -- what others may ask -----------------------------------------------------------------------------------------
+    # -- what others may ask ------------------------------------------------------------
 
     @property
     def members(self) -> Mapping[NodeId, Member]:
@@ -147,7 +147,7 @@ class Membership:
             self._set(TimerKind.GOSSIP, now + local.config.gossip_interval_s)
         return local.out
 
-    # -- messages ----------------------------------------------------------------------------------------------------
+    # -- messages ------------------------------------------------------------
 
     def _received(self, sender: NodeId, generation: int, message: Message, now: float) -> None:
         if sender == self._local.node:
@@ -200,14 +200,20 @@ class Membership:
         # A newcomer must not repeat the mesh's own list to the mesh: it learns it, and spreads only itself.
         newcomer = len(members) > 2 * len(self._table.members)
         self._hear_all(members, now, spread=not newcomer)
-        if wants_reply and not self._local.silent and self._table.send_to(sender):
+        if wants_reply and not self._local.silent and self._table.can_send_to(sender):
             self._table.sync(sender, wants_reply=False)
 
     def _learned(self, update: MemberUpdate, now: float) -> None:
         self._table.hear(update, now)
         node = NodeId(update.node)
         member = self._table.members.get(node)
-        if member is None or member.generation != update.generation or not self._table.send_to(node):
+        if member is None:
+            return
+        if member.generation != update.generation:
+            if not member.state.present and update.endpoints is not None:
+                self._table.tell_of_later_life(node, update.endpoints)
+            return
+        if not self._table.can_send_to(node):
             return
         self._local.queue.put(self._local.update())
         self._table.upheaval = True
@@ -231,7 +237,7 @@ class Membership:
             me = Member(local.node, local.generation, local.incarnation, MemberState.ALIVE, local.endpoints, 0.0)
             local.out.append(NameConflict(local.node, generation, me))
 
-    # -- time --------------------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------
 
     def _notice_lateness(self, now: float) -> None:
         """An overdue timer shows that this node was not listening, for a moment or for long."""
@@ -311,7 +317,7 @@ class Membership:
         if present:
             self._table.sync(self._local.rng.choice(present), wants_reply=True)
 
-    # -- leaving -----------------------------------------------------------------------------------------------------
+    # -- leaving ------------------------------------------------------------
 
     def _leave(self, now: float) -> None:
         if self._local.leaving:
@@ -319,6 +325,7 @@ class Membership:
         self._local.leaving = True
         self._prober.abandon()
         self._local.timers.clear()
+        self._local.queue.clear()
         self._farewell(now)
 
     def _farewell(self, now: float) -> None:

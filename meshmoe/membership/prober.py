@@ -175,7 +175,7 @@ class Prober:
 
     def send(self, peer: NodeId, message: Message) -> None:
         """Send to a connected peer; a stranger cannot be answered."""
-        if self._table.send_to(peer):
+        if self._table.can_send_to(peer):
             self._local.out.append(Send(peer, message))
 
     def _send_attempt(self, probe_id: int, probe: _OwnProbe, now: float) -> None:

@@ -38,8 +38,8 @@ class Rotation:
             self._place -= 1
 
     def next(self, eligible: Callable[[NodeId], bool]) -> NodeId | None:
-        """The next member for which ``eligible`` holds; None when a full round finds none."""
-        for _ in range(len(self._names)):
+        """The next member for which ``eligible`` holds; None when there is none."""
+        for _ in range(2 * len(self._names)):  # the rest of this round and all of the next
             if self._place >= len(self._names):
                 self._rng.shuffle(self._names)
                 self._place = 0

@@ -58,7 +58,7 @@ class MemberTable:
         worst = ALIVE if alive_only else SUSPECT
         return [node for node, member in self.members.items() if member.state <= worst and node != but]
 
-    def send_to(self, peer: NodeId) -> bool:
+    def can_send_to(self, peer: NodeId) -> bool:
         """Whether a message to ``peer`` can go out."""
         return peer in self._connected
 
@@ -66,7 +66,7 @@ class MemberTable:
         """This node's word on a member, fit to be sent."""
         return self._update(self.members[node])
 
-    # -- somebody's word ---------------------------------------------------------------------------------------------
+    # -- somebody's word ------------------------------------------------------------
 
     def hear(self, update: MemberUpdate, now: float, *, spread: bool = True) -> None:
         """Take in one piece of news; ``spread`` says whether to pass it on."""
@@ -75,6 +75,8 @@ class MemberTable:
             self._hear_of_me(update)
             return
         known = self.members.get(node)
+        if known is not None and _is_old(known, update):
+            return
         news = Standing(update.generation, update.incarnation, update.state)
         accusers = [NodeId(accuser) for accuser in update.accusers]
         merged = hear(known.standing if known else None, news)
@@ -111,19 +113,18 @@ class MemberTable:
         self.suspicions[node].verified = True
         self._accuse(self.members[node], [self._local.node], now)
 
-    # -- this node's own verdicts ------------------------------------------------------------------------------------
+    # -- this node's own verdicts ------------------------------------------------------------
 
     def judge(self, node: NodeId, now: float) -> None:
         """Convict a suspect if its time is over and this node has itself found it silent, else look again later."""
         suspicion = self.suspicions[node]
-        deadline_s = self._deadline_s(suspicion, now)
-        if now >= deadline_s and suspicion.verified:
+        scale = 1 + self._local.awareness.lag(now)
+        over = now >= suspicion.deadline_s(self._local.config, self.present_count, scale)
+        if over and suspicion.verified:
             self.convict(node, now)
         else:
-            # Not yet asked it ourselves (our probes are slow, or just began): the verdict waits for that.
-            self._local.timers.set(
-                Timer(TimerKind.JUDGE, node), max(deadline_s, now + self._local.config.probe_retry_s)
-            )
+            # Our loop was late, which passes; or our own probe is still on its way.
+            self._local.timers.set(Timer(TimerKind.JUDGE, node), now + self._local.config.probe_retry_s)
 
     def convict(self, node: NodeId, now: float) -> None:
         """Hold a member for dead."""
@@ -156,6 +157,12 @@ class MemberTable:
             self._conflicts[node] = generation
             self._local.out.append(NameConflict(node, generation, member))
 
+    def tell_of_later_life(self, node: NodeId, endpoints: Endpoints) -> None:
+        """A node came under a generation lower than that of a life which is over: its clock was set back. Tell it."""
+        self._connected[node] = endpoints
+        self._local.out.append(Connect(node, endpoints))
+        self._local.out.append(Send(node, MemberNews([self.update_of(node)])))
+
     def sync(self, peer: NodeId, *, wants_reply: bool) -> None:
         """Send the whole table, in as many messages as it takes."""
         updates = [self._local.update(), *(self._update(member) for member in self.members.values())]
@@ -164,7 +171,7 @@ class MemberTable:
             last = start + SYNC_MEMBERS_MAX >= len(updates)
             self._local.out.append(Send(peer, MemberSync(part, wants_reply=wants_reply and last)))
 
-    # -- inside ------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------
 
     def _enter(
         self, known: Member | None, member: Member, accusers: Iterable[NodeId], now: float, *, spread: bool
@@ -217,29 +224,33 @@ class MemberTable:
     def _accuse(self, member: Member, accusers: Iterable[NodeId], now: float) -> None:
         suspicion = self.suspicions[member.node]
         if suspicion.accuse(accusers):
-            self._local.timers.set(Timer(TimerKind.JUDGE, member.node), self._deadline_s(suspicion, now))
+            self._judge_at(member.node)
             self._local.queue.put(self._update(member))
 
     def _suspect(self, member: Member, accusers: Iterable[NodeId], now: float) -> None:
         """Open a case, or open it anew."""
         suspicion = Suspicion(now, accusers, min(ACCUSERS_MAX, self._local.config.confirmations + 1))
         self.suspicions[member.node] = suspicion
-        timers, window_s = self._local.timers, self._local.config.probe_window_s
-        timers.set(Timer(TimerKind.JUDGE, member.node), self._deadline_s(suspicion, now))
+        self._judge_at(member.node)
         # Spread over half a window, or a whole mesh would probe the suspect at the same moment.
-        timers.set(Timer(TimerKind.VERIFY, member.node), now + self._local.rng.uniform(0, window_s / 2))
+        delay_s = self._local.rng.uniform(0, self._local.config.probe_window_s / 2)
+        self._local.timers.set(Timer(TimerKind.VERIFY, member.node), now + delay_s)
 
     def _end_suspicion(self, node: NodeId) -> None:
         if self.suspicions.pop(node, None) is not None:
             self._local.timers.cancel(Timer(TimerKind.JUDGE, node))
             self._local.timers.cancel(Timer(TimerKind.VERIFY, node))
 
-    def _deadline_s(self, suspicion: Suspicion, now: float) -> float:
-        return suspicion.deadline_s(self._local.config, self.present_count, 1 + self._local.awareness.lag(now))
+    def _judge_at(self, node: NodeId) -> None:
+        """Set the time to judge, as if this node's loop were never late: whether it was is seen then."""
+        at_s = self.suspicions[node].deadline_s(self._local.config, self.present_count, scale=1)
+        self._local.timers.set(Timer(TimerKind.JUDGE, node), at_s)
 
     def _update(self, member: Member, accusers: Iterable[NodeId] = ()) -> MemberUpdate:
         suspicion = self.suspicions.get(member.node)
         named = list(suspicion.accusers if suspicion else accusers)[:ACCUSERS_MAX]
+        if member.state is DEAD and not named:
+            named = [self._local.node]  # the verdict rests on this node's own probes
         return MemberUpdate(
             member.node,
             member.generation,
@@ -290,3 +301,12 @@ _NOTICE: dict[MemberState, Callable[[Member], MembershipEffect]] = {
     DEAD: MemberDead,
     LEFT: MemberLeft,
 }
+
+
+def _is_old(known: Member, update: MemberUpdate) -> bool:
+    """Whether a look suffices to see that `hear` would change nothing: so it is with most news."""
+    if update.generation != known.generation or update.state is LEFT:
+        return update.generation < known.generation
+    return update.incarnation < known.incarnation or (
+        update.incarnation == known.incarnation and update.state is ALIVE
+    )

@@ -99,6 +99,12 @@ class Architecture:
             for found in find_experts_modules(model)
         )
         if not self.experts:
+            unknown = {type(m).__name__ for m in model.modules() if type(m).__name__.endswith("Experts")}
+            if unknown:
+                raise CheckpointError(
+                    f"{origin} keeps its experts in {min(unknown)} modules ({self.family}), which cannot be computed "
+                    "one by one; choose another Mixture-of-Experts checkpoint"
+                )
             raise CheckpointError(
                 f"{origin} is a dense model ({self.family}): it has no routed experts to spread over nodes; "
                 "choose a Mixture-of-Experts checkpoint"

@@ -20,6 +20,7 @@ from meshmoe.model.manifest_cache import compute_manifest, fingerprint, recall, 
 from meshmoe.model.source import Progress, WeightSource
 from meshmoe.model.tensor_files import TensorFiles
 from meshmoe.model.tensors import TensorSpec, aligned_buffer, bytes_of, view_as
+from meshmoe.model.unit_files import file_bytes, read_range
 from meshmoe.model.unit_names import UnitName
 
 
@@ -137,7 +138,9 @@ class Checkpoint(WeightSource):
         """
         if unit.kind == "trunk":
             return self.trunk_bytes
-        return self.expert_bytes(unit.expert_id) if unit.kind == "expert" else len(self._small_unit(unit))
+        if unit.kind == "expert":
+            return self.expert_bytes(unit.expert_id)
+        return len(self._encoded_manifest()) if unit.kind == "manifest" else file_bytes(self.directory / unit.path)
 
     def read_unit(self, unit: UnitName, offset_bytes: int, length_bytes: int) -> memoryview:
         """Read part of any unit, to serve it to a peer; shorter than asked for at its end.
@@ -149,15 +152,14 @@ class Checkpoint(WeightSource):
             return self.read_trunk(offset_bytes, length_bytes)
         if unit.kind == "expert":
             return self._read(self._expert_segments(unit.expert_id), offset_bytes, length_bytes)
-        return memoryview(self._small_unit(unit))[offset_bytes : offset_bytes + length_bytes]
-
-    def _small_unit(self, unit: UnitName) -> bytes:
         if unit.kind == "manifest":
-            return self.manifest().encode()
-        try:
-            return (self.directory / unit.path).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self.directory / unit.path} cannot be read: {error.strerror}") from error
+            return memoryview(self._encoded_manifest())[offset_bytes : offset_bytes + length_bytes]
+        return read_range(self.directory / unit.path, offset_bytes, length_bytes)
+
+    def _encoded_manifest(self) -> bytes:
+        if self._manifest is None:
+            raise CheckpointError(f"the manifest of {self.directory} has not been computed yet")
+        return self._manifest.encode()
 
     def _expert_segments(self, expert: ExpertId) -> _Segments:
         return _Segments.of(

@@ -1,4 +1,4 @@
-"""Reading ``config.json``, which may have come from a peer: nothing in it is run, downloaded, or believed beyond reason."""
+"""Reading ``config.json``, which may come from a peer: nothing in it is run, downloaded, or believed beyond reason."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def load_config(directory: Path) -> Any:
         A transformers configuration.
 
     Raises:
-        CheckpointError: The file is missing, is not JSON, names an unknown architecture or one that brings its own code,
-            asks for code from elsewhere, describes a quantised model, or has impossible values.
+        CheckpointError: The file is missing, is not JSON, names an unknown architecture or one that brings its own
+            code, asks for code from elsewhere, describes a quantised model, or has impossible values.
     """
     path = directory / "config.json"
     try:

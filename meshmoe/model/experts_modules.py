@@ -15,13 +15,14 @@ and norms, and ``compute_expert`` computes with weights that come from elsewhere
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as functional
+import torch.nn.functional as F  # noqa: N812 - the name that everybody knows it by
 from torch import nn
 
 ExpertWeights = dict[str, torch.Tensor]
@@ -65,7 +66,7 @@ class ExpertsModule:
 
 def experts_kind(module: nn.Module) -> ExpertsKind | None:
     """Tell whether ``module`` holds routed experts, and of which kind; None for any other module."""
-    cls = type(module)
+    cls: Any = type(module)
     if not cls.__name__.endswith("Experts"):
         return None
     if cls.__name__ == "DbrxExperts":
@@ -74,10 +75,7 @@ def experts_kind(module: nn.Module) -> ExpertsKind | None:
         return "llama4"
     if hasattr(module, "is_transposed") and hasattr(module, "has_gate"):
         return "decorated"
-    # Shared experts stacked along an axis (inkling) have other arguments: they are trunk.
-    if tuple(inspect.signature(cls.forward).parameters) == _ROUTED_FORWARD and hasattr(module, "down_proj"):
-        return "undecorated"
-    return None
+    return "undecorated" if _has_routed_forward(cls) and hasattr(module, "down_proj") else None
 
 
 def find_experts_modules(model: nn.Module) -> tuple[ExpertsModule, ...]:
@@ -132,16 +130,22 @@ def compute_expert(module: nn.Module, weights: Mapping[str, torch.Tensor], x: to
         return activated @ weights["down_proj"]
     has_gate, has_bias = getattr(m, "has_gate", True), getattr(m, "has_bias", False)
     transposed, up_name = getattr(m, "is_transposed", False), "gate_up_proj" if has_gate else "up_proj"
-    hidden = x @ weights[up_name] if transposed else functional.linear(x, weights[up_name])
+    hidden = x @ weights[up_name] if transposed else F.linear(x, weights[up_name])
     if has_bias:
         hidden = hidden + weights[up_name + "_bias"]
     hidden = _apply_gate(m, hidden) if has_gate else m.act_fn(hidden)
-    out = hidden @ weights["down_proj"] if transposed else functional.linear(hidden, weights["down_proj"])
+    out = hidden @ weights["down_proj"] if transposed else F.linear(hidden, weights["down_proj"])
     if has_bias:
         out = out + weights["down_proj_bias"]
     if getattr(m, "has_post_expert_norm", False):
         out = m.post_expert_norm(out)
     return out
+
+
+@functools.cache
+def _has_routed_forward(cls: Any) -> bool:
+    """Shared experts stacked along an axis (inkling) have other arguments: they are trunk."""
+    return tuple(inspect.signature(cls.forward).parameters) == _ROUTED_FORWARD
 
 
 def _apply_gate(module: Any, gate_up: torch.Tensor) -> torch.Tensor:

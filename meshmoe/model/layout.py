@@ -7,6 +7,7 @@ the same unit. A tensor that holds a whole layer's experts is cut along its firs
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,11 +165,13 @@ def _plan_layer(
             template, beyond = _template(group, shape, tensors, origin)
             unused.extend(beyond)
             found.append((template, tensors[template.replace(INDEX_MARK, "0")], name, pattern))
-    missing = set(shape.parameters) - {name for _, _, name, _ in found}
-    if missing:
-        raise CheckpointError(
-            f"{origin}: no tensors for {shape.name}.{min(missing)}; the checkpoint is incomplete, download it again"
-        )
+    for name, wanted in shape.parameters.items():
+        stored = sum(math.prod(spec.shape) for _, spec, owner, _ in found if owner == name)
+        if stored != math.prod(wanted):
+            raise CheckpointError(
+                f"{origin}: {shape.name}.{name} needs {math.prod(wanted)} numbers an expert, but the files hold "
+                f"{stored}; the checkpoint is incomplete, or does not fit its config.json"
+            )
     pieces, offset_bytes = [], 0
     for key, spec, name, pattern in sorted(found):
         pieces.append(Piece(key, spec, name, pattern, offset_bytes))

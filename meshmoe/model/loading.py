@@ -75,12 +75,18 @@ def load_trunk(
                 state_dict={key: _LazyTensor(reader, key) for key in source.layout.trunk},
                 dtype=dtype or source.dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in one line
                 **options,
             )
         except CheckpointError:
             raise
         except Exception as error:
             raise CheckpointError(f"{source.directory}: the trunk cannot be loaded: {brief(error)}") from error
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"{source.directory}: {name} has the shape {list(stored)}, but config.json says {list(wanted)}; "
+            "the files do not belong together"
+        )
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(

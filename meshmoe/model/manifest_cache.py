@@ -15,6 +15,7 @@ import msgspec
 
 from meshmoe.core.errors import CheckpointError, WireError
 from meshmoe.core.ids import ExpertId
+from meshmoe.core.units import format_size
 from meshmoe.model.layout import Layout
 from meshmoe.model.manifest import (
     FILE_BYTES_MAX,
@@ -29,6 +30,7 @@ from meshmoe.model.manifest import (
     layer_entry,
 )
 from meshmoe.model.source import Progress, WeightSource
+from meshmoe.model.unit_files import read_range
 from meshmoe.model.unit_names import MODEL_FILES, digest_of, new_digest
 
 _CHUNK_BYTES = 4 << 20
@@ -47,8 +49,15 @@ def small_files(directory: Path) -> list[Path]:
 
 
 def fingerprint(paths: list[Path]) -> tuple[tuple[str, int, int], ...]:
-    """Name, size in bytes and modification time in ns of each file."""
-    stats = [(path.name, path.stat()) for path in paths]
+    """Name, size in bytes and modification time in ns of each file.
+
+    Raises:
+        CheckpointError: One is gone.
+    """
+    try:
+        stats = [(path.name, path.stat()) for path in paths]
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
@@ -129,12 +138,9 @@ def _digest_trunk(source: WeightSource, advance: Progress) -> bytes:
 
 
 def _file_entry(path: Path) -> FileEntry:
-    size_bytes = path.stat().st_size
-    if size_bytes > FILE_BYTES_MAX:
-        raise CheckpointError(
-            f"{path} has {size_bytes} bytes, more than the {FILE_BYTES_MAX} that such a file may have"
-        )
-    content = path.read_bytes()
+    content = bytes(read_range(path, 0, FILE_BYTES_MAX + 1))
+    if len(content) > FILE_BYTES_MAX:
+        raise CheckpointError(f"{path} has more than the {format_size(FILE_BYTES_MAX)} that such a file may have")
     return FileEntry(path.name, len(content), digest_of(content))
 
 

@@ -350,6 +350,11 @@ class PartialStore(WeightSource):
             if self._skeleton is None:
                 self._require(UnitName("file", "config.json"))
                 architecture = Architecture(load_config(self.directory), str(self.directory))
+                if architecture.family != self.manifest.family:
+                    raise CheckpointError(
+                        f"{self.directory}: config.json describes a {architecture.family} model, "
+                        f"but the manifest a {self.manifest.family} model; join another mesh"
+                    )
                 layout = plan_layout(architecture, self.manifest.tensors(), str(self.directory))
                 check_layout(self.manifest, layout, str(self.directory))
                 self._skeleton = (architecture, layout)

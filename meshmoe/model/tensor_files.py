@@ -53,7 +53,10 @@ class TensorFiles:
         weakref.finalize(self, _close, descriptors)
         self._places: dict[str, _Place] = {}
         for path in files:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
             descriptors.append(descriptor)
             for key, place in _scan(path, descriptor):
                 if key in self._places:
@@ -105,7 +108,7 @@ def _find_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
         names = sorted(set(weight_map.values()))
         if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ValueError("weight_map must map tensors to plain file names")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a valid index ({error}); download it again") from error
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:

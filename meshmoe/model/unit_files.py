@@ -168,6 +168,18 @@ def write_whole(path: Path, content: bytes) -> None:
         _raise_write_error(path, error, len(content))
 
 
+def file_bytes(path: Path) -> int:
+    """The size of a file.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def read_range(path: Path, offset_bytes: int, length_bytes: int) -> memoryview:
     """Read part of a file into fresh, 64-byte aligned memory; shorter than asked for at its end.
 

@@ -109,7 +109,7 @@ def _peers(node: Node, parts: Parts) -> list[PeerStatus]:
         address=parts.endpoints.address(),
         capacity_bytes=pool.capacity_bytes if pool is not None else 0,
         held_bytes=pool.used_bytes if pool is not None else 0,
-        experts_held=len(pool) if pool is not None else 0,
+        experts_held=len(pool.experts()) if pool is not None else 0,
         software=__version__,
     )
     members = parts.membership.machine.members

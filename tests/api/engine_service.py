@@ -1,4 +1,4 @@
-"""A node of one: the real engine with all experts of the bundled model, behind the boundary that the API codes against."""
+"""A node of one: the real engine with all experts of the bundled model, as the API sees it."""
 
 from __future__ import annotations
 

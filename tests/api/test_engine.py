@@ -66,7 +66,7 @@ def direct(served: Served, prompt: str, sampling: SamplingParams) -> tuple[str, 
 
 
 @pytest.mark.parametrize(
-    "sampling", [SamplingParams(max_tokens=24), SamplingParams(max_tokens=24, temperature=0.8, seed=7)]
+    "sampling", [SamplingParams(max_tokens=12), SamplingParams(max_tokens=12, temperature=0.8, seed=7)]
 )
 def test_the_engines_own_text(served: Served, client: openai.OpenAI, sampling: SamplingParams) -> None:
     text, ids, reason = direct(served, PROMPTS[0], sampling)
@@ -118,7 +118,7 @@ def test_ten_chats_at_once(served: Served) -> None:
     async def one(client: openai.AsyncOpenAI, prompt: str) -> str:
         text = ""
         stream = await client.completions.create(
-            model="edge-12m", prompt=prompt, max_tokens=20, temperature=0, stream=True
+            model="edge-12m", prompt=prompt, max_tokens=6, temperature=0, stream=True
         )
         async for chunk in stream:
             text += chunk.choices[0].text
@@ -130,7 +130,7 @@ def test_ten_chats_at_once(served: Served) -> None:
         async with openai.AsyncOpenAI(base_url="http://localhost/v1", api_key="x", http_client=http_client) as client:
             return await asyncio.gather(*(one(client, prompt) for prompt in PROMPTS))
 
-    alone = [direct(served, prompt, SamplingParams(max_tokens=20))[0] for prompt in PROMPTS]
+    alone = [direct(served, prompt, SamplingParams(max_tokens=6))[0] for prompt in PROMPTS]
     assert asyncio.run(all_of_them()) == alone
 
 
@@ -141,12 +141,15 @@ def active(served: Served) -> int:
 @pytest.mark.parametrize("stream", [False, True])
 def test_going_away_frees_the_engine(served: Served, stream: bool) -> None:
     body = {"prompt": "The mesh", "max_tokens": 2000, "ignore_eos": True, "n": 3, "stream": stream}
-    with served.client() as client, pytest.raises(httpx.ReadTimeout):
-        with client.stream("POST", "/v1/completions", json=body, timeout=1.0) as response:
-            for count, _ in enumerate(response.iter_lines()):
-                if count > 4:
-                    assert active(served) == 3
-                    raise httpx.ReadTimeout("enough")
+    with (
+        served.client() as client,
+        pytest.raises(httpx.ReadTimeout),
+        client.stream("POST", "/v1/completions", json=body, timeout=1.5) as response,
+    ):
+        for count, _ in enumerate(response.iter_lines()):
+            if count > 4:
+                assert active(served) == 3
+                raise httpx.ReadTimeout("enough")
     assert served.wait_until(lambda: active(served) == 0) < 2
 
 
@@ -175,7 +178,7 @@ def test_too_many_requests_at_once(served: Served) -> None:
                     return response.status_code
 
             tasks = [asyncio.create_task(one()) for _ in range(100)]
-            done, pending = await asyncio.wait(tasks, timeout=5)
+            done, pending = await asyncio.wait(tasks, timeout=2)
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)

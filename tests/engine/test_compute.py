@@ -13,7 +13,8 @@ import trio
 import trio.testing
 
 from meshmoe.core.errors import OverloadedError
-from meshmoe.engine.compute import ComputeError, JobCancelled, Priority, open_compute
+from meshmoe.engine.compute import ComputeError, JobCancelled, open_compute
+from meshmoe.engine.schedule import Priority
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -187,6 +188,31 @@ def test_no_class_starves():
     trio.run(main)
 
 
+def test_a_long_lonely_run_does_not_count_against_its_class():
+    """Slices end at every turn, also where nobody else waits; otherwise a class would have to earn an age."""
+
+    async def main():
+        stop = threading.Event()
+        counts = {"low": 0, "high": 0}
+
+        def busy(job, name):
+            while not stop.is_set():
+                time.sleep(0.002)
+                counts[name] += 1
+                job.turn(job.priority)
+
+        async with open_compute(threads=1, jobs_max=50) as compute, trio.open_nursery() as nursery:
+            nursery.start_soon(compute.run, Priority.PREFILL, busy, "low")
+            await trio.sleep(0.5)
+            alone = counts["low"]
+            nursery.start_soon(compute.run, Priority.DECODE, busy, "high")
+            await trio.sleep(0.5)
+            stop.set()
+        assert counts["low"] - alone > 0.1 * counts["high"], (alone, counts)
+
+    trio.run(main)
+
+
 class Held:
     """Something that a job holds on to."""
 
@@ -311,6 +337,27 @@ def test_stopping_unwinds_what_still_runs():
 
     trio.run(main)
     assert len(outcomes) == 1
+
+
+def test_a_fault_of_the_thread_itself_reaches_everyone(monkeypatch, caplog):
+    async def main():
+        async with open_compute(threads=1, jobs_max=5) as compute, trio.open_nursery() as nursery:
+
+            async def ask():
+                with pytest.raises(ComputeError):
+                    await compute.run(Priority.DECODE, lambda job: job.call(trio.sleep_forever).wait(), nursery=nursery)
+
+            async with trio.open_nursery() as asking:
+                asking.start_soon(ask)
+                await until(lambda: compute._hub_jobs)
+                monkeypatch.setattr(compute, "_hub_read_inbox", lambda: 1 / 0)
+                asking.start_soon(ask)
+            with pytest.raises(ComputeError):
+                await compute.run(Priority.DECODE, lambda job: 1)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_stopping_has_a_deadline(caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 
@@ -48,6 +49,35 @@ def test_greedy_tokens_are_stock(family, tmp_path):
         assert split.logprobs == whole.logprobs, "placement changed the bits"
         assert split.finish.stats.expert_calls_remote > 0
         assert whole.finish.stats.hit_ratio == 1.0
+
+
+@pytest.mark.parametrize("length", [270, 295, 310])
+def test_position_frequencies_that_switch_with_length(length, tmp_path):
+    """LongRoPE: a text that grows past the switch is read again, as stock does, and a longer prompt is read whole."""
+    make_tiny_checkpoint("phimoe", tmp_path, seed=4)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["original_max_position_embeddings"] = 300
+    config["rope_parameters"] = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.0 + i for i in range(8)],
+        "short_mscale": 1.0,
+        "long_mscale": 1.2,
+        "original_max_position_embeddings": 300,
+    }
+    path.write_text(json.dumps(config))
+    checkpoint = Checkpoint.open(tmp_path)
+    model = load_moe_model(checkpoint, torch.float32)
+    assert model.cache.switch_tokens == 300
+    prompt = tuple(random.Random(length).randrange(3, model.vocabulary_size) for _ in range(length))
+
+    async def main():
+        async with open_engine(model, pool_of(checkpoint, model, model.experts)) as engine:
+            return await complete(engine, prompt, max_tokens=NEW_TOKENS, ignore_eos=True)
+
+    assert trio.run(main).ids == stock_tokens(tmp_path, [prompt])[0]
 
 
 @torch.no_grad()

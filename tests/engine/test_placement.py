@@ -15,7 +15,7 @@ from meshmoe.engine.pool import ExpertPool
 from tests.engine.support import Scattered, complete, edge, edge_pool, subset
 
 PROMPTS = ("The history of the", "def read(self, path):\n", "37 + 48 =", "butter: ", "static int open(")
-GREEDY = {"max_tokens": 10, "logprobs": 3, "ignore_eos": True}
+GREEDY = {"max_tokens": 7, "logprobs": 3, "ignore_eos": True}
 SAMPLED = GREEDY | {"temperature": 0.9, "top_p": 0.95, "top_k": 200, "repetition_penalty": 1.1, "seed": 11}
 
 
@@ -58,8 +58,9 @@ def run_whole(dtype, prompts):
     return trio.run(main)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("share", [0.0, 0.35, 0.9])
+@pytest.mark.parametrize(
+    ("dtype", "share"), [(torch.float32, 0.0), (torch.float32, 0.4), (torch.float32, 0.9), (torch.bfloat16, 0.4)]
+)
 def test_any_placement_any_load(dtype, share):
     model = edge(dtype)[1]
     rng = random.Random(f"{share}{dtype}")
@@ -74,9 +75,9 @@ def test_any_placement_any_load(dtype, share):
         assert outcome_of(split[key]) == outcome_of(alone[key]), key
         stats = split[key].finish.stats
         assert stats.expert_calls_local + stats.expert_calls_remote == alone[key].finish.stats.expert_calls_local
-        assert stats.decode_steps == 9
+        assert stats.decode_steps == 6
         if share < 0.5:
-            assert 0 < stats.decode_rounds <= 9 * 8
+            assert 0 < stats.decode_rounds <= 6 * 8
             assert 1 <= stats.prefill_rounds <= 8
             assert stats.remote_wait_s > 0
             assert stats.hit_ratio < 0.6
@@ -85,7 +86,7 @@ def test_any_placement_any_load(dtype, share):
 def test_experts_that_move_during_a_generation():
     """Evictions and arrivals at any moment are harmless while somebody has the expert."""
     model, whole = edge()[1], edge_pool()
-    prompt = ("The history of the", tuple((GREEDY | {"max_tokens": 30}).items()))
+    prompt = ("The history of the", tuple((GREEDY | {"max_tokens": 20}).items()))
     expected = run_whole(torch.float32, [prompt])[prompt]
 
     async def main():

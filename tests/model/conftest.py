@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from meshmoe.model.tiny import make_tiny_checkpoint
 torch.set_num_threads(1)
 
 Tiny = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what runs for minutes, unless it is asked for by its mark."""
+    if "soak" not in config.getoption("-m"):
+        for item in items:
+            if "soak" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="runs with -m soak"))
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +39,6 @@ def tiny(tmp_path_factory) -> Tiny:
 @pytest.fixture
 def copied(tiny, tmp_path):
     """A copy of a tiny checkpoint that the test may damage."""
-    import shutil
 
     def copy(family: str = "qwen3_moe", **options) -> Path:
         return Path(shutil.copytree(tiny(family, **options), tmp_path / "checkpoint"))

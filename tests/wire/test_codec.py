@@ -30,7 +30,7 @@ def packed(**changes):
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @pytest.mark.parametrize("message_type", CODEC.message_types, ids=lambda t: t.__name__)
 def test_every_message_type_roundtrips(message_type, data):
     message = data.draw(messages(message_type))
@@ -66,7 +66,7 @@ def test_arbitrary_bytes_raise_nothing_but_wire_errors(frames):
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_damaged_messages_raise_nothing_but_wire_errors(data):
     frames = encode(data.draw(st.one_of([messages(t) for t in CODEC.message_types])), b"payload")
     header = bytearray(frames[0])
@@ -91,7 +91,7 @@ JSONISH = st.recursive(
         st.sampled_from([f for t in CODEC.message_types for f in t.__struct_encode_fields__] + ["x", "t", "v"]), JSONISH
     ),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_well_formed_maps_with_wrong_values_raise_nothing_but_wire_errors(tag, fields):
     header = msgpack.packb({"t": tag, "v": PROTOCOL_VERSION} | fields)
     try:

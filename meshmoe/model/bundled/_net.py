@@ -110,8 +110,9 @@ class Experts(nn.Module):
         """Choose the experts of each token, in float32 so that training and any runtime agree on near ties.
 
         Returns:
-            Weights ``[rows, tokens, experts]``, zero where not picked, and the layer's balance loss, which is 1 when
-            the batch uses all experts alike.
+            Weights ``[rows, tokens, experts]``, zero where not picked, and two concentrations: over the whole batch,
+            and over each row, averaged.  A concentration is 1 when all experts are used alike, and ``experts / picked``
+            when the same few do everything.
         """
         with torch.autocast(x.device.type, enabled=False):
             share = F.linear(x.float(), self.gate.weight).softmax(-1)
@@ -121,15 +122,17 @@ class Experts(nn.Module):
             best = index == left.argmax(-1, keepdim=True)
             left, picked = left.masked_fill(best, -1.0), picked | best
         weights = share * picked
-        balance = (picked.float().mean((0, 1)) * share.mean((0, 1))).sum() * (self.experts / self.picked)
-        return weights / weights.sum(-1, keepdim=True), balance
+        calls, means = picked.float().mean(1), share.mean(1)
+        batch, row = (calls.mean(0) * means.mean(0)).sum(), (calls * means).sum(-1).mean()
+        concentration = torch.stack((batch, row)) * (self.experts / self.picked)
+        return weights / weights.sum(-1, keepdim=True), concentration
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the experts' weighted sum for ``x`` of shape ``[rows, tokens, hidden]``, and the balance loss."""
-        weights, balance = self.route(x)
+        """Return the experts' weighted sum for ``x`` of shape ``[rows, tokens, hidden]``, and the concentrations."""
+        weights, concentration = self.route(x)
         gate, up = self.gate_up_proj(x).chunk(2, -1)
         inner = (F.silu(gate) * up).unflatten(-1, (self.experts, -1)) * weights.unsqueeze(-1).to(gate.dtype)
-        return self.down_proj(inner.flatten(-2)), balance
+        return self.down_proj(inner.flatten(-2)), concentration
 
 
 class Layer(nn.Module):
@@ -144,10 +147,10 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the new residual stream and the balance loss."""
+        """Return the new residual stream and the routing's concentrations."""
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin))
-        added, balance = self.mlp(self.post_attention_layernorm(x))
-        return x + self.dropout(added), balance
+        added, concentration = self.mlp(self.post_attention_layernorm(x))
+        return x + self.dropout(added), concentration
 
 
 class Net(nn.Module):
@@ -187,15 +190,16 @@ class Net(nn.Module):
         """Run the model on ids ``[rows, tokens]``.
 
         Returns:
-            The logits ``[rows, tokens, vocabulary]``, and the mean of the layers' balance losses.
+            The logits ``[rows, tokens, vocabulary]``, and each layer's concentration of routing over the batch and
+            over a row, ``[layers, 2]``.
         """
         cos, sin = self.rotary(ids.shape[1], ids.device)
         x = self.dropout(self.embed_tokens(ids))
-        balances: list[Tensor] = []
+        concentrations: list[Tensor] = []
         for layer in self.layers:
-            x, balance = layer(x, cos, sin)
-            balances.append(balance)
-        return F.linear(self.norm(x), self.embed_tokens.weight), torch.stack(balances).mean()
+            x, concentration = layer(x, cos, sin)
+            concentrations.append(concentration)
+        return F.linear(self.norm(x), self.embed_tokens.weight), torch.stack(concentrations)
 
 
 def load_checkpoint(directory: Path, dropout: float = 0.0) -> Net:

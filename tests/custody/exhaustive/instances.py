@@ -18,17 +18,16 @@ class Instance(NamedTuple):
 
 
 DEFAULT = (
-    Instance("one slot, no crash of its custodian", Bounds(slots=1, epochs=3, abstract=True)),
+    Instance("one slot, no crash of its custodian", Bounds(slots=1, abstract=True)),
     Instance("two slots, crashes without number", Bounds(abstract=True)),
     Instance("two slots, any node may think that one is enough", Bounds(abstract=True, surplus=True)),
     Instance("real claims, disks, generations; one crash", Bounds()),
 )
 
 LARGE = (
-    Instance("one slot, five nodes", Bounds(nodes=5, slots=1, abstract=True)),
+    Instance("one slot, four nodes", Bounds(nodes=4, slots=1, abstract=True)),
     Instance("two slots, epochs to 3", Bounds(epochs=3, abstract=True)),
     Instance("two slots, four nodes, epoch 1", Bounds(nodes=4, epochs=1, abstract=True)),
-    Instance("three slots, three nodes", Bounds(slots=3, epochs=1, abstract=True)),
     Instance("surplus, four nodes, epoch 1", Bounds(nodes=4, epochs=1, abstract=True, surplus=True)),
     Instance("real claims, two crashes, epoch 1, stale answers kept", Bounds(epochs=1, crashes=2, stale_answers=True)),
     Instance("real claims, two questions a life", Bounds(asks=2)),

@@ -1,7 +1,7 @@
 """One expert, a few nodes, and everything that can happen to them: the state space of the custody rule.
 
-The transitions of a node are those of the rule that the product runs (`meshmoe.custody.rule`), or of a mutant of it. What
-stands here is only the world around them, and it is as hostile as the fault model allows:
+The transitions of a node are those of the rule that the product runs (`meshmoe.custody.rule`), or of a mutant of it.
+What stands here is only the world around them, and it is as hostile as the fault model allows:
 
 - *Network.* What was said once can arrive at any later time, any number of times, or never: claims and answers are
   grow-only sets, questions are answered at any moment while they are out. Answers to questions that are over are
@@ -9,15 +9,16 @@ stands here is only the world around them, and it is as hostile as the fault mod
 - *Weights* can be had at any time from anywhere, and are lost only by dropping or crashing. So a violation is never
   hidden by weights that could not travel, and none is missed, because a lost expert is noticed in the same state.
 - *Suspicion* may be false at any time: whoever holds the weights may mint a claim, whoever has one may ask.
-- *Crashes* restart the node at once with nothing in memory, with or without its disk; a node that stays down is one that
-  does nothing. A repair window opens when a custodian crashes. It closes when every slot has a standing claim again and
-  no question from before the crash is out any more (one suspicion timeout has gone by). Within it, fewer custodians
-  may crash than there are slots.
+- *Crashes* restart the node at once with nothing in memory, with or without its disk; a node that stays down is one
+  that does nothing. A repair window opens when a custodian crashes. It closes when every slot has a standing claim
+  again and no question from before the crash is out any more (one suspicion timeout has gone by). Within it, fewer
+  custodians may crash than there are slots.
 
-Two kinds of run. A *concrete* one has real claims, numbers of questions, generations and disks, each of them bounded. An
-*abstract* one forgets all of these after every step: a node may mint a claim of any epoch, as though gossip had told it
-anything at all, and crashes and questions are without number; only epochs are bounded. What is safe in the abstract is
-safe whatever the gossip says.
+Two kinds of run. A *concrete* one has real claims, numbers of questions, generations and disks, each of them bounded.
+An *abstract* one forgets all of these after every step: a node may mint a claim of any epoch, as though gossip had
+told it anything at all, and crashes and questions are without number; only epochs are bounded. Weights come by
+themselves: a node that has them can do all that a node without can. What is safe in the abstract is safe whatever the
+gossip says.
 
 For speed a state holds small integers that stand for records, claims and answers (`Index`), and what a record can do by
 itself is worked out once.
@@ -99,7 +100,7 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one node can do by itself: how to call it, its record then, the claims then, whether its question is over."""
+    """What one node can do by itself: its name, the record then, the claims then, whether the question is over."""
 
     label: str
     peer: int
@@ -107,7 +108,7 @@ class Step(NamedTuple):
     asked: bool
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """A transition that breaks an invariant by itself."""
 
 
@@ -145,6 +146,7 @@ class World:
         self.answer_of = cache(self._answer_of)
         self.told = cache(self._told)
         self.slot_of = cache(self._slot_of)
+        self.is_custodian = cache(self._is_custodian)
         self.asking = cache(lambda peer: self.peers.values[peer].custody.ask is not None)
 
     def initial(self) -> State:
@@ -162,10 +164,12 @@ class World:
 
     def violation(self, state: State) -> str | None:
         """Why the state is bad, in words; None if it is good."""
-        custodians = sum(self.slot_of(peer) is not None and self.peers.values[peer].custody.resident for peer in state.peers)
+        custodians = sum(self.is_custodian(peer) for peer in state.peers)
         least = 1 if self.bounds.surplus else self.bounds.slots - state.crashes_in_window
         if custodians < least:
-            return f"{custodians} live custodians, {least} are due after {state.crashes_in_window} crashes in the window"
+            return (
+                f"{custodians} live custodians, {least} are due after {state.crashes_in_window} crashes in the window"
+            )
         return None
 
     def successors(self, state: State) -> Iterator[tuple[str, State]]:
@@ -192,7 +196,7 @@ class World:
 
         if not custody.resident:
             yield step("loads the weights", self.rule.loaded(custody))
-        elif self.rule.may_drop(custody):
+        elif not self.bounds.abstract and self.rule.may_drop(custody):
             yield step("drops the weights", self.rule.dropped(custody))
         for slot in range(self.bounds.slots):
             for heard in self._claims_to_outbid(published, slot) if self.rule.may_mint(custody, slot) else ():
@@ -202,7 +206,7 @@ class World:
                     continue
                 entry = (slot, minted.claim)
                 if entry in published:
-                    raise Violation(f"{name} mints claim {minted.claim.epoch} of slot {slot} a second time")
+                    raise ViolationError(f"{name} mints claim {minted.claim.epoch} of slot {slot} a second time")
                 more = claims if self.bounds.abstract else self.claim_sets.number(published | {entry})
                 yield step(f"mints claim {minted.claim.epoch} in slot {slot}", minted, claims=more)
         if custody.ask is not None:
@@ -210,7 +214,9 @@ class World:
             yield step("waits in vain for an answer", self.rule.expire(late, 0.0), asked=True)
         if self.bounds.abstract or custody.asks < self.bounds.asks:
             for slot, whom in sorted(self._whom_to_ask(published, custody, i)):
-                yield step(f"asks {whom} about slot {slot}", self.rule.ask(custody, slot, whom, life, SOON_S), asked=True)
+                yield step(
+                    f"asks {whom} about slot {slot}", self.rule.ask(custody, slot, whom, life, SOON_S), asked=True
+                )
         for label, wrong in getattr(self.rule, "mischief", _no_mischief)(custody, published):
             yield step(label, wrong)
 
@@ -232,7 +238,7 @@ class World:
         if claim is None:
             return None
         if not asked.resident:
-            raise Violation(f"{ask.peer} answers for weights that it lacks")
+            raise ViolationError(f"{ask.peer} answers for weights that it lacks")
         return self.answers.number(Answer(i, ask.id, ask.slot, ask.peer, claim))
 
     def _told(self, i: int, peer: int, number: int) -> Step | None:
@@ -257,21 +263,18 @@ class World:
             if in_window >= (1 if self.bounds.surplus else self.bounds.slots):
                 return
             old_asks = sum(1 << j for j, other in enumerate(state.peers) if j != i and self.asking(other))
+        answers = self._without_answers(state.answers, i) if self.asking(peer) else state.answers
+        crashes = 0 if self.bounds.abstract else state.crashes + 1
         for label, again in self.crash_steps(i, peer):
-            after = state._replace(
-                peers=_put(state.peers, i, again),
-                crashes_in_window=in_window,
-                crashes=0 if self.bounds.abstract else state.crashes + 1,
-                old_asks=old_asks,
-            )
-            yield label, self._settled(after, i if self.asking(peer) else None)
+            peers = _put(state.peers, i, again)
+            yield label, self._settled(peers, state.claims, answers, in_window, crashes, old_asks)
 
     def _crash_steps(self, i: int, peer: int) -> Iterator[tuple[str, int]]:
         custody, generation = self.peers.values[peer]
         for disk in (False,) if self.bounds.abstract else (True, False):
             again = self.rule.restarted(custody, disk=disk)
             if disk and any(new < old for new, old in zip(again.minted, custody.minted, strict=True)):
-                raise Violation(f"{self.names[i]} restarts with its disk and has forgotten what it minted")
+                raise ViolationError(f"{self.names[i]} restarts with its disk and has forgotten what it minted")
             number = self.peers.number(Peer(self._abstracted(again), 0 if self.bounds.abstract else generation + 1))
             yield f"{self.names[i]} crashes and restarts {'with' if disk else 'without'} its disk", number
 
@@ -298,38 +301,51 @@ class World:
         """The index of a record after a step, which must not have forgotten a claim."""
         known, knew = (*then.seen, *then.minted), (*before.seen, *before.minted)
         if any(new < old for new, old in zip(known, knew, strict=True)):
-            raise Violation(f"{self.names[i]} has forgotten a claim that it knew of")
+            raise ViolationError(f"{self.names[i]} has forgotten a claim that it knew of")
         return self.peers.number(Peer(self._abstracted(then), generation))
 
     def _after(self, state: State, i: int, step: Step) -> State:
-        state = state._replace(
-            peers=_put(state.peers, i, step.peer),
-            claims=step.claims,
-            old_asks=state.old_asks & ~(1 << i) if step.asked else state.old_asks,
+        """The state after a node's own step."""
+        old_asks = state.old_asks & ~(1 << i) if step.asked else state.old_asks
+        return self._settled(
+            _put(state.peers, i, step.peer),
+            step.claims,
+            self._without_answers(state.answers, i) if step.asked else state.answers,
+            state.crashes_in_window,
+            state.crashes,
+            old_asks,
         )
-        return self._settled(state, i if step.asked else None)
 
-    def _settled(self, state: State, asked: int | None) -> State:
-        """Forget answers to a question of node ``asked`` that is over; close the repair window if its work is done."""
-        if asked is not None and state.answers and not self.bounds.stale_answers:
-            kept = frozenset(number for number in state.answers if self.answers.values[number].to != asked)
-            state = state._replace(answers=kept)
-        if state.crashes_in_window and not state.old_asks:
-            standing = {self.slot_of(peer) for peer in state.peers} - {None}
-            if len(standing) == self.bounds.slots:
-                state = state._replace(crashes_in_window=0)
-        return state
+    def _without_answers(self, answers: frozenset[int], i: int) -> frozenset[int]:
+        """Forget answers to a question of node ``i`` that is over."""
+        if not answers or self.bounds.stale_answers:
+            return answers
+        return frozenset(number for number in answers if self.answers.values[number].to != i)
+
+    def _settled(
+        self, peers: tuple[int, ...], claims: int, answers: frozenset[int], in_window: int, crashes: int, old_asks: int
+    ) -> State:
+        """A state, with the repair window closed if its work is done."""
+        if in_window and not old_asks and len({self.slot_of(peer) for peer in peers} - {None}) == self.bounds.slots:
+            in_window = 0
+        return State(peers, claims, answers, in_window, crashes, old_asks)
 
     def _slot_of(self, peer: int) -> int | None:
         """Where a claim of the node stands."""
         custody = self.peers.values[peer].custody
         return None if custody.claim is None else custody.slot
 
+    def _is_custodian(self, peer: int) -> bool:
+        """Whether the node has promised the weights and has them."""
+        custody = self.peers.values[peer].custody
+        return custody.claim is not None and custody.resident
+
     def _abstracted(self, custody: Custody) -> Custody:
-        """In an abstract run, the record without its memory of claims and questions past."""
+        """In an abstract run, the record with weights, and without its memory of claims and questions past."""
         if not self.bounds.abstract:
             return custody
         blank = Custody()
+        custody = self.rule.loaded(custody)
         if custody.ask is not None:
             custody = custody._replace(ask=custody.ask._replace(id=AskId(0, 1)))
         return custody._replace(minted=blank.minted, seen=blank.seen, asks=0)

@@ -79,7 +79,9 @@ class BelieveLateAnswers(CustodyRule):
     def confirmed(
         self, custody: Custody, ask_id: AskId, slot: int, peer: NodeId, claim: Claim, now_s: float
     ) -> Custody:
-        return super().confirmed(custody, ask_id, slot, peer, claim, 0.0 if custody.ask is None else custody.ask.until_s)
+        return super().confirmed(
+            custody, ask_id, slot, peer, claim, 0.0 if custody.ask is None else custody.ask.until_s
+        )
 
 
 class TakeAnyAnswer(CustodyRule):
@@ -95,8 +97,8 @@ class AskNumbersStartAnew(CustodyRule):
     """Numbers its questions from one in every life, and does not say which life asks."""
 
     def ask(self, custody: Custody, slot: int, peer: NodeId, life: Life, until_s: float) -> Custody:
-        count = custody.asks + 1
-        return custody._replace(ask=Ask(AskId(0, count), slot, peer, until_s), asks=count)
+        number = custody.asks + 1
+        return custody._replace(ask=Ask(AskId(0, number), slot, peer, until_s), asks=number)
 
 
 class SlotsConfused(CustodyRule):
@@ -151,7 +153,7 @@ class ForgetMinted(CustodyRule):
 
 
 class ClaimsWithoutGeneration(CustodyRule):
-    """DESIGN's ``(epoch, node)``: what a node minted before it lost its disk, it may mint again and mean another promise."""
+    """DESIGN's ``(epoch, node)``: what a node minted before it lost its disk it may mint again, as another promise."""
 
     def mint(self, custody: Custody, slot: int, life: Life) -> Custody:
         return super().mint(custody, slot, Life(life.node, 0))

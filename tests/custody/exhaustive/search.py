@@ -6,7 +6,7 @@ from collections import deque
 from typing import NamedTuple
 
 from meshmoe.custody.rule import CustodyRule
-from tests.custody.exhaustive.model import Bounds, State, Violation, World
+from tests.custody.exhaustive.model import Bounds, State, ViolationError, World
 
 
 class Result(NamedTuple):
@@ -28,7 +28,9 @@ class Result(NamedTuple):
 
     def __str__(self) -> str:
         verdict = "safe" if self.violation is None else f"VIOLATION: {self.violation}"
-        lines = [f"{verdict}; {self.states:,} states, {self.transitions:,} transitions{'' if self.complete else ' (cut)'}"]
+        lines = [
+            f"{verdict}; {self.states:,} states, {self.transitions:,} transitions{'' if self.complete else ' (cut)'}"
+        ]
         return "\n".join([*lines, *(f"  {number}. {step}" for number, step in enumerate(self.trace, 1))])
 
 
@@ -58,7 +60,7 @@ def search(rule: CustodyRule, bounds: Bounds, *, states_max: int = 20_000_000) -
                 if after not in came_from:
                     came_from[after] = (state, label)
                     queue.append(after)
-        except Violation as broken:
+        except ViolationError as broken:
             return Result(len(came_from), transitions, str(broken), _trace(came_from, state), complete=False)
     return Result(len(came_from), transitions, None, (), complete=True)
 

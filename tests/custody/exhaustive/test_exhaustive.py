@@ -12,7 +12,7 @@ def test_rule_is_safe(instance: Instance) -> None:
     result = search(instance.rule, instance.bounds)
     assert result.violation is None, str(result)
     assert result.complete
-    assert result.states > 5_000, "a space this small was not searched but missed"
+    assert result.states > 500, "a space this small was not searched but missed"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

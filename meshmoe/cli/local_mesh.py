@@ -1,0 +1,241 @@
+"""A whole mesh on this box: every node of a topology file as a real process, on loopback, with the file's links emulated.
+
+The demo, the benchmarks and the tests of the mesh use it. Processes die with whoever started them, also when that one is
+killed, and leave nothing behind but their logs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+
+from meshmoe.core.errors import MeshmoeError
+from meshmoe.core.ids import NodeId
+
+START_TIMEOUT_S = 120.0
+"""For one node to serve its socket; importing torch takes a slow box most of it."""
+
+STOP_TIMEOUT_S = 10.0
+
+
+class NodeFailedError(MeshmoeError):
+    """A process of the local mesh ended or did not come up; the message has its last words."""
+
+
+class LocalNode:
+    """One node process.
+
+    Attributes:
+        name: Of the node.
+        directory: Its socket, state and log lie here.
+        socket_path: Its local socket.
+    """
+
+    def __init__(self, name: str, directory: Path, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.directory = directory
+        self.socket_path = directory / "node.sock"
+        self.log_path = directory / "node.log"
+        self._arguments = arguments
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def start(self, *extra: str) -> None:
+        """Start the process (again); ``extra`` are further flags of ``meshmoe join``."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        command = [
+            *(sys.executable, "-m", "meshmoe.cli.main", "join", "--name", self.name),
+            *("--socket", str(self.socket_path), "--state", str(self.directory / "state")),
+            *self._arguments,
+            *extra,
+        ]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                start_new_session=True,  # Ctrl-C is for the one who started the mesh, who then stops the nodes
+                preexec_fn=_die_with_parent,
+            )
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process if it still runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    async def wait(self, timeout_s: float) -> int | None:
+        """Wait for the process to end; None if it does not in time."""
+        assert self._process is not None
+        with trio.move_on_after(timeout_s):
+            while self._process.poll() is None:
+                await trio.sleep(0.02)
+        return self._process.poll()
+
+    async def stop(self) -> None:
+        """End the process, by force if it must be."""
+        if self._process is None:
+            return
+        with trio.CancelScope(shield=True):
+            self.send_signal(signal.SIGCONT)
+            self.send_signal(signal.SIGKILL)
+            await self.wait(STOP_TIMEOUT_S)
+
+    def client(self, timeout_s: float = 120.0) -> httpx.AsyncClient:
+        """An HTTP client on the node's socket."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self.socket_path))
+        return httpx.AsyncClient(transport=transport, base_url="http://node", timeout=timeout_s)
+
+    async def status(self) -> dict[str, Any]:
+        """What ``meshmoe status --json`` would print."""
+        async with self.client(10.0) as client:
+            answer = await client.get("/mesh/status")
+            answer.raise_for_status()
+            status: dict[str, Any] = answer.json()
+            return status
+
+    async def wait_status(
+        self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = START_TIMEOUT_S
+    ) -> dict[str, Any]:
+        """Poll the status until a condition holds.
+
+        Raises:
+            NodeFailedError: The process ended, or time is up.
+        """
+        status: dict[str, Any] = {}
+        with trio.move_on_after(timeout_s):
+            while True:
+                if self.exit_code is not None:
+                    raise NodeFailedError(f"node {self.name} ended with code {self.exit_code}: {self.last_words()}")
+                try:
+                    status = await self.status()
+                    if condition(status):
+                        return status
+                except httpx.TransportError:
+                    pass
+                await trio.sleep(0.05)
+        reason = status.get("serving", {}).get("reason", "") or status.get("phase", "its socket does not answer")
+        raise NodeFailedError(f"node {self.name} is not {what} after {timeout_s:.0f} s: {reason}; log: {self.last_words()}")
+
+    def last_words(self) -> str:
+        """The last line of the log."""
+        lines = self.log_path.read_text(errors="replace").strip().splitlines() if self.log_path.exists() else []
+        return lines[-1] if lines else "(its log is empty)"
+
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One completion, not streamed; token ids are in ``choices[0].meshmoe.token_ids``."""
+        async with self.client() as client:
+            answer = await client.post("/v1/completions", json={**body, "meshmoe": {"token_ids": True}})
+            if answer.status_code != 200:
+                raise NodeFailedError(f"node {self.name}: {answer.json()['error']['message']}")
+            result: dict[str, Any] = answer.json()
+            return result
+
+    async def stream(self, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """One completion, streamed: its chunks."""
+        asked = {**body, "stream": True, "stream_options": {"include_usage": True}, "meshmoe": {"token_ids": True}}
+        async with self.client() as client, client.stream("POST", "/v1/completions", json=asked) as answer:
+            if answer.status_code != 200:
+                await answer.aread()
+                raise NodeFailedError(f"node {self.name}: {answer.json()['error']['message']}")
+            async for line in answer.aiter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        raise NodeFailedError(f"node {self.name}: {event['error']['message']}")
+                    yield event
+
+
+class LocalMesh:
+    """Node processes by name; made by `open_local_mesh`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.nodes: dict[NodeId, LocalNode] = {}
+
+    def add(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> LocalNode:
+        """A node that is not started yet, listening on free loopback ports."""
+        own = {"MESHMOE_SOCKET": "", **(environment or {})}
+        node = LocalNode(name, self.directory / name, ["--listen", "127.0.0.1:0", *arguments], own)
+        self.nodes[NodeId(name)] = node
+        return node
+
+    async def address(self, name: str) -> str:
+        """Where a started node takes newcomers, as soon as it does."""
+        status = await self.nodes[NodeId(name)].wait_status(lambda s: bool(s["model"] and s["peers"]), "listening")
+        address: str = status["peers"][0]["address"]
+        return address
+
+    async def wait_serving(self, *names: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until these nodes (all, if none is named) serve, see each other, and every expert has a holder."""
+        nodes = [self.nodes[NodeId(name)] for name in names] or list(self.nodes.values())
+        expected = {node.name for node in nodes}
+
+        def met(status: dict[str, Any]) -> bool:
+            alive = {peer["node"] for peer in status["peers"] if peer["state"] == "alive"}
+            return bool(status["serving"]["ready"]) and expected <= alive
+
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(node.wait_status, met, "serving", timeout_s)
+
+    async def wait_settled(self, *names: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until these nodes also hold just what the guardian rule gives them, and agree on who holds what."""
+        nodes = [self.nodes[NodeId(name)] for name in names] or list(self.nodes.values())
+        with trio.move_on_after(timeout_s):
+            while True:
+                statuses = [await node.status() for node in nodes]
+                held = all(s["peers"][0]["experts_held"] == s["experts_wanted"] > 0 for s in statuses)
+                digests = {s["coverage"]["holder_map_digest"] for s in statuses if s["coverage"]}
+                if held and len(digests) == 1:
+                    return
+                await trio.sleep(0.1)
+        raise NodeFailedError(f"the mesh has not settled after {timeout_s:.0f} s")
+
+
+@asynccontextmanager
+async def open_local_mesh(directory: Path) -> AsyncIterator[LocalMesh]:
+    """A mesh without nodes; whatever is added and started is stopped when the context is left.
+
+    Args:
+        directory: For sockets (its path must be short), states and logs.
+    """
+    mesh = LocalMesh(directory)
+    try:
+        yield mesh
+    finally:
+        async with trio.open_nursery() as nursery:
+            for node in mesh.nodes.values():
+                nursery.start_soon(node.stop)
+
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,122 @@
+"""Graceful leave: hand over everything in custody, then go; or say what could not be handed over.
+
+What this node is custodian of is missed when it goes, with two exceptions that the custodian's own questions take care
+of: another claim stands in the same slot, or only one slot is wanted and another node stands in another one. Everything
+else is given away by migrations, to whom it costs least: a node that has it resident already, then the guardians, then
+others with room. A node that refused is not asked again in the same round.
+"""
+
+from __future__ import annotations
+
+from meshmoe.core.ids import ExpertId, NodeId
+from meshmoe.custody.desk import Desk
+from meshmoe.custody.donor import Donors
+from meshmoe.custody.effects import LeaveFinished, LeaveProgress
+from meshmoe.custody.slots import succession
+
+
+class Farewell:
+    """Idle until `begin`; then `advance` after every event."""
+
+    def __init__(self, desk: Desk, donors: Donors) -> None:
+        self._desk = desk
+        self._donors = donors
+        self._total = 0
+        self._told = -1
+        self._rounds = 0
+        self._round_ends_s = float("inf")
+        self._refused: set[tuple[ExpertId, NodeId]] = set()
+        self._finished = False
+
+    def begin(self) -> None:
+        """Start handing over; a second time changes nothing."""
+        desk = self._desk
+        if desk.leaving:
+            return
+        desk.leaving = True
+        desk.wants.clear()
+        self._total = len(desk.book.standing())
+
+    def advance(self) -> None:
+        """Go on as far as can be."""
+        desk = self._desk
+        if not desk.leaving or self._finished:
+            return
+        standing = desk.book.standing()
+        if self._total - len(standing) != self._told:
+            self._told = self._total - len(standing)
+            desk.out.append(LeaveProgress(self._told, self._total))
+            self._rounds = 0
+        if not standing:
+            self._finish(standing)
+            return
+        if desk.now >= self._round_ends_s:
+            self._rounds += 1
+            self._round_ends_s = float("inf")
+            self._refused.clear()
+        if self._rounds >= desk.config.leave_rounds:
+            self._finish(standing)
+            return
+        for expert in standing:
+            if len(self._donors) >= desk.config.migrations_max:
+                return
+            if expert not in self._donors and not self._is_covered(expert):
+                self._give(expert)
+        if not len(self._donors) and self._round_ends_s == float("inf"):
+            # Nobody takes anything now, or what is left waits for answers to questions.
+            self._round_ends_s = desk.now + desk.config.ask_timeout_s + desk.config.leave_retry_s
+
+    def next_s(self) -> float:
+        """When `advance` has something to do."""
+        return float("inf") if self._finished else self._round_ends_s
+
+    def _is_covered(self, expert: ExpertId) -> bool:
+        """Whether the custodian's own questions can relieve us."""
+        desk = self._desk
+        record = desk.book[expert]
+        others = [(slot, claim) for slot, claim in desk.survey.claims(expert) if not desk.survey.is_leaving(claim.node)]
+        if desk.plan.slots(expert) == 1 and any(slot != record.slot for slot, _ in others):
+            return True
+        return any(slot == record.slot and record.claim is not None and claim > record.claim for slot, claim in others)
+
+    def _give(self, expert: ExpertId) -> None:
+        """Offer an expert to the best node that has not refused it in this round."""
+        for peer in self._takers(expert):
+            if self._donors.refusal(expert, peer) is not None and (expert, peer) not in self._refused:
+                self._refused.add((expert, peer))  # by the last migration that we tried
+                self._donors.forget_refusal(expert, peer)
+            if (expert, peer) not in self._refused:
+                self._donors.give(expert, peer)
+                return
+
+    def _takers(self, expert: ExpertId) -> list[NodeId]:
+        """Serving nodes that may take over, best first."""
+        desk = self._desk
+        slot = desk.book[expert].slot
+        capacities = desk.survey.capacities()
+        serving = frozenset(capacities)
+        claimants = {claim.node: where for where, claim in desk.survey.claims(expert)}
+        holders = desk.survey.holders(expert) & serving
+        size_bytes = desk.expert_bytes[expert]
+
+        def has_room(node: NodeId) -> bool:
+            load = desk.survey.nodes[node].load
+            return load is None or load.free_bytes - self._donors.promised_bytes(node) >= size_bytes
+
+        same_slot = [node for node, where in claimants.items() if where == slot and node in serving]
+        guardians = [node for node in desk.plan.guardians.get(expert, ()) if node in serving]
+        roomy = sorted(succession(expert, serving), key=lambda node: not has_room(node))
+        order = dict.fromkeys([*sorted(same_slot), *succession(expert, holders), *guardians, *roomy])
+        return [node for node in order if claimants.get(node, slot) == slot]
+
+    def _finish(self, standing: list[ExpertId]) -> None:
+        self._finished = True
+        self._desk.out.append(LeaveFinished(tuple((expert, self._reason(expert)) for expert in standing)))
+
+    def _reason(self, expert: ExpertId) -> str:
+        """Why an expert could not be handed over."""
+        takers = self._takers(expert)
+        if not takers:
+            return "no other node could take it"
+        reasons = {self._donors.refusal(expert, node) for node in takers} - {None, ""}
+        return "; ".join(sorted(str(reason) for reason in reasons)) or "nobody took it in time"

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from click.testing import Result
+from rich.console import Console
+
+from meshmoe.cli import status_view
+from meshmoe.cli.status_view import show_status
+from meshmoe.node.status import NodeStatus, ServingStatus
+from tests.api.scripted import ScriptedService
+from tests.api.serving import Served
+
+Invoke = Callable[..., Result]
+
+
+def test_json_is_the_schema_as_it_is(served: Served, invoke: Invoke) -> None:
+    result = invoke("status", "--json")
+    assert result.exit_code == 0
+    assert msgspec.json.decode(result.stdout, type=NodeStatus) == served.service.status()
+    assert json.loads(result.stdout)["schema"] == 1
+
+
+def test_in_a_pipe_everything_is_there(served: Served, invoke: Invoke) -> None:
+    result = invoke("status")
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    for words in (
+        "edge-12m  qwen3_moe in bfloat16, 8 experts in 2 layers",
+        "not covered  7 of 8 experts",
+        "the mesh lacks 2.00 MiB of capacity",
+        "layer 1 lacks 3",
+        "a *",
+        "b-with-a-longer-name",
+        "suspect",
+        "10.0.0.2:7337",
+        "1.25 ms",
+        "500 Mbit/s",
+        "777",
+        "expert 1/3",
+        "50%",
+        "faults  timeouts 2",
+        "join from another box:  meshmoe join --peer 10.0.0.1:7337",
+    ):
+        assert words in result.stdout, words
+    assert "retries" not in result.stdout
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, status: NodeStatus, width: int) -> str:
+    """What a terminal of that width shows."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None, highlight=False)
+    monkeypatch.setattr(status_view, "Console", lambda **_options: console)
+    show_status(status)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [200, 120, 100, 80, 60, 45])
+def test_narrow_terminals_get_fewer_columns(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    text = shown(monkeypatch, ScriptedService().status(), width)
+    (header,) = [line for line in text.splitlines() if "used" in line and "state" in line]
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert ("software" in header) == (width >= 150)
+    assert "used" in header
+    assert "…" not in text
+
+
+def test_a_node_that_has_just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = ScriptedService().status()
+    status.model = status.coverage = None
+    status.peers, status.transfers, status.faults = [], [], {}
+    status.serving = ServingStatus(ready=False, reason="fetching the trunk")
+    text = shown(monkeypatch, status, 80)
+    assert "model not known yet" in text
+    assert "not serving  fetching the trunk" in text
+
+
+def test_names_are_not_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = ScriptedService().status()
+    assert status.model is not None
+    status.model.name = "[red]x[/red]"
+    assert "[red]x[/red]" in shown(monkeypatch, status, 100)
+
+
+def test_ranges() -> None:
+    assert status_view._ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+
+
+@pytest.mark.parametrize(
+    ("uptime_s", "text"),
+    [(8.9, "8 s"), (65, "1 min 5 s"), (3 * 3600 + 125, "3 h 2 min"), (50 * 3600.0, "2 d 2 h")],
+)
+def test_uptime(uptime_s: float, text: str) -> None:
+    assert status_view._uptime(uptime_s) == text

@@ -1,0 +1,44 @@
+"""What the soak test knows for certain, since all of its peers live in one process: who lives, and what went wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from meshmoe.core.endpoints import Endpoints
+from meshmoe.core.ids import NodeId
+
+VIOLATIONS_KEPT = 20
+
+
+@dataclass
+class World:
+    """Shared by all peers.
+
+    Attributes:
+        addresses: Where each peer listens, in every life.
+        generation: Of each peer's current life; no entry while it is down.
+        counts: Whatever is worth a figure in the report.
+        latencies_s: Of answered requests.
+        violations: Lines about what must not happen; the first few are kept, all are counted.
+        paused: While true, peers start nothing new, so that figures can be taken at rest.
+        busy: Requests that are under way.
+    """
+
+    addresses: dict[NodeId, Endpoints]
+    generation: dict[NodeId, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    latencies_s: list[float] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    paused: bool = False
+    busy: int = 0
+
+    def lives(self, node: NodeId, generation: int) -> bool:
+        """Whether that life of ``node`` goes on."""
+        return self.generation.get(node) == generation
+
+    def violation(self, line: str) -> None:
+        """Something happened that must not."""
+        self.counts["violations"] += 1
+        if len(self.violations) < VIOLATIONS_KEPT:
+            self.violations.append(line)
