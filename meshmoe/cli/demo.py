@@ -1,4 +1,4 @@
-"""``meshmoe demo``: a whole mesh on this box, prompts for every node, and a comparison with one node, token by token."""
+"""``meshmoe demo``: a whole mesh on this box, a prompt for every node, every token compared with one node's."""
 
 from __future__ import annotations
 
@@ -59,15 +59,17 @@ class Stream:
 
 
 @click.command()
-@click.option("--topology", default="three-rooms", show_default=True, metavar="FILE", help="A file, or a name in topology/.")
+@click.option(
+    "--topology", default="three-rooms", show_default=True, metavar="FILE", help="A file, or a name in topology/."
+)
 @click.option("--model", type=click.Path(path_type=Path), metavar="DIR", help="Another model than the bundled one.")
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Of each text.")
 @click.option("--prompt", metavar="TEXT", help="Ask every node this, instead of a text of its domain.")
 def demo(topology: str, model: Path | None, max_tokens: int, prompt: str | None) -> None:
     """Run a whole mesh on this box and check what it writes.
 
-    Starts every node of a topology file as a process with its capacity, joins them over emulated links, asks each one for
-    a text, shows who holds which experts, and compares every token with what a single node writes.
+    Starts every node of a topology file as a process with its capacity, joins them over emulated links, asks each one
+    for a text, shows who holds which experts, and compares every token with what a single node writes.
     """
     text, where = read_data_file("topology", topology, "--topology")
     parsed = parse_topology(text, where)
@@ -78,7 +80,9 @@ def demo(topology: str, model: Path | None, max_tokens: int, prompt: str | None)
         raise MeshmoeError("the mesh wrote other tokens than one node: please report this with the output above")
 
 
-async def _demo(topology: Topology, topology_name: str, model: Path | None, max_tokens: int, prompt: str | None) -> bool:
+async def _demo(
+    topology: Topology, topology_name: str, model: Path | None, max_tokens: int, prompt: str | None
+) -> bool:
     console = Console(highlight=False)
     console.print(f"[bold]{topology.name}[/]: {topology.description}")
     for (a, b), shape in topology.links.items():

@@ -1,18 +1,24 @@
-"""``meshmoe join``: start a node; begin a mesh, or join one."""
+"""``meshmoe join``: start a node; begin a mesh, or join one.
+
+Everything that needs torch is imported once the flags are known to be good: ``--help`` and a misspelled flag are
+answered at once.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import trio
 from rich.console import Console
-from rich.logging import RichHandler
 
-from meshmoe.api.server import serve_api
+from meshmoe.api.loopback import parse_http_address
 from meshmoe.cli.options import socket_option
 from meshmoe.core.config import parse_capacity, parse_profile, parse_topology
 from meshmoe.core.errors import ConfigError
@@ -22,9 +28,12 @@ from meshmoe.core.token import parse_address, parse_peer
 from meshmoe.core.units import format_size
 from meshmoe.node.data_files import read_data_file
 from meshmoe.node.measure import auto_threads
-from meshmoe.node.node import Node
 from meshmoe.node.places import cache_dir, state_dir
 from meshmoe.node.settings import DEFAULT_PORT, NodeSettings, capacity_of, default_node_name
+
+if TYPE_CHECKING:
+    from meshmoe.api.server import ApiAddresses
+    from meshmoe.node.node import Node
 
 _HELP = f"""Start a node on this box.
 
@@ -40,7 +49,9 @@ model's files gets what it needs from the others.
 
 
 @click.command(help=_HELP)
-@click.option("--model", type=click.Path(path_type=Path), metavar="DIR", help="Hugging Face checkpoint of an MoE model.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), metavar="DIR", help="Hugging Face checkpoint of an MoE model."
+)
 @click.option("--peer", "peers", multiple=True, metavar="ADDR|TOKEN", help="A node of the mesh; may be repeated.")
 @click.option("--listen", metavar="HOST:PORT", help=f"Where peers reach this node.  [default: 0.0.0.0:{DEFAULT_PORT}]")
 @click.option("--advertise", metavar="HOST", help="Address that peers should use, where it is another than --listen's.")
@@ -50,9 +61,13 @@ model's files gets what it needs from the others.
 @click.option("--http", metavar="HOST:PORT", help="Serve the API on this loopback port too.")
 @click.option("--profile", metavar="FILE", help="What this box is: a file, or the name of one in nodes/.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Compute threads.")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+)
 @click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="Where fetched weights are kept.")
-@click.option("--membership", type=click.Choice(["lan", "wan"]), default="lan", show_default=True, help="Failure detector.")
+@click.option(
+    "--membership", type=click.Choice(["lan", "wan"]), default="lan", show_default=True, help="Failure detector."
+)
 @click.option("--links", metavar="TOPOLOGY", help="Emulate the links that a topology file gives this node (no root).")
 @click.option("--seed", type=int, metavar="N", help="Of this node's own chance (probe order, emulated jitter).")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -85,13 +100,13 @@ def join(  # noqa: D103 - the help text stands above
         node=node,
         peers=tuple(tuple(parse_peer(peer)) for peer in peers),
         listen=parse_address(listen, "--listen", port_min=0) if listen is not None else ("0.0.0.0", None),
-        advertise=advertise,
+        advertise=_host(advertise) if advertise is not None else None,
         model=model,
         capacity=capacity_of(flag, box),
         threads=threads or (box.threads if box is not None else None) or auto_threads(),
         dtype=dtype,
         socket_path=socket_path,
-        http=parse_address(http, "--http", port_min=0) if http is not None else None,
+        http=parse_http_address(http) if http is not None else None,
         state_dir=state or state_dir(node),
         cache_dir=cache_dir(),
         membership=membership,
@@ -100,6 +115,19 @@ def join(  # noqa: D103 - the help text stands above
     )
     _set_up_logging(verbose)
     trio.run(_live, settings, restrict_keyboard_interrupt_to_checkpoints=True)
+
+
+def _host(text: str) -> str:
+    """Check ``--advertise``: peers are told it as it stands, and could only say that they cannot reach it."""
+    host = text.removeprefix("[").removesuffix("]")
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        if not re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z_.-]{0,252})", host):
+            raise ConfigError(
+                f"--advertise: {text!r} is not a host: write a name or an address without a port, like 192.168.1.20"
+            ) from None
+    return host
 
 
 def _emulated_links(topology: str | None, node: NodeId) -> dict[NodeId, LinkShape]:
@@ -112,6 +140,8 @@ def _emulated_links(topology: str | None, node: NodeId) -> dict[NodeId, LinkShap
 
 
 def _set_up_logging(verbose: bool) -> None:
+    from rich.logging import RichHandler
+
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
@@ -124,17 +154,32 @@ def _set_up_logging(verbose: bool) -> None:
 
 
 async def _live(settings: NodeSettings) -> None:
+    from meshmoe.api.server import serve_api
+    from meshmoe.node.node import Node
+
     console = Console(stderr=True, highlight=False)
     node = Node(settings)
+    api_scope, api_ended = trio.CancelScope(), trio.Event()
+
+    async def api(*, task_status: trio.TaskStatus[ApiAddresses]) -> None:
+        with api_scope:
+            await serve_api(node, settings.socket_path, settings.http, task_status=task_status)
+        api_ended.set()
+
+    async def stop_api() -> None:
+        api_scope.cancel()
+        await api_ended.wait()
+
+    node.before_stop = stop_api
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_api, node, settings.socket_path, settings.http)
+        addresses: ApiAddresses = await nursery.start(api)
         nursery.start_soon(_mind_signals, node, console)
-        nursery.start_soon(_announce, node, console)
+        nursery.start_soon(_announce, node, addresses.http, console)
         await node.run()
         nursery.cancel_scope.cancel()
 
 
-async def _announce(node: Node, console: Console) -> None:
+async def _announce(node: Node, http: tuple[str, int] | None, console: Console) -> None:
     with trio.CancelScope() as progress_scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_show_progress, node, console)
@@ -144,7 +189,14 @@ async def _announce(node: Node, console: Console) -> None:
     assert status.model is not None
     me = status.peers[0]
     console.print(f"[bold]{status.node}[/] serves [bold]{status.model.name}[/] on {node.settings.socket_path}")
-    console.print(f"  capacity for experts: {format_size(me.capacity_bytes)} of {format_size(status.model.expert_bytes_total)}")
+    if http is not None:
+        host, port = http
+        console.print(
+            f"  also on http://{f'[{host}]' if ':' in host else host}:{port}/v1", markup=False, soft_wrap=True
+        )
+    console.print(
+        f"  capacity for experts: {format_size(me.capacity_bytes)} of {format_size(status.model.expert_bytes_total)}"
+    )
     console.print("  join from another box:")
     console.print(f"    {status.join_command}", style="bold", soft_wrap=True)
     console.print('  try it: meshmoe run "Once upon a time"      look: meshmoe status')

@@ -1,7 +1,7 @@
-"""A whole mesh on this box: every node of a topology file as a real process, on loopback, with the file's links emulated.
+"""A whole mesh on this box: every node of a topology file as a real process, on loopback, with emulated links.
 
-The demo, the benchmarks and the tests of the mesh use it. Processes die with whoever started them, also when that one is
-killed, and leave nothing behind but their logs.
+The demo, the benchmarks and the tests of the mesh use it. Processes die with whoever started them, also when that one
+is killed, and leave nothing behind but their logs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class LocalNode:
             *extra,
         ]
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -91,8 +91,7 @@ class LocalNode:
         """Wait for the process to end; None if it does not in time."""
         assert self._process is not None
         with trio.move_on_after(timeout_s):
-            while self._process.poll() is None:
-                await trio.sleep(0.02)
+            return await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
         return self._process.poll()
 
     async def stop(self) -> None:
@@ -138,7 +137,9 @@ class LocalNode:
                     pass
                 await trio.sleep(0.05)
         reason = status.get("serving", {}).get("reason", "") or status.get("phase", "its socket does not answer")
-        raise NodeFailedError(f"node {self.name} is not {what} after {timeout_s:.0f} s: {reason}; log: {self.last_words()}")
+        raise NodeFailedError(
+            f"node {self.name} is not {what} after {timeout_s:.0f} s: {reason}; log: {self.last_words()}"
+        )
 
     def last_words(self) -> str:
         """The last line of the log."""

@@ -68,7 +68,9 @@ class RequestError(MeshmoeError):
     http_status = 400
     kind = "invalid_request_error"
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, http_status: int = 400) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, http_status: int = 400
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.code = code

@@ -45,7 +45,7 @@ class ExpertId(NamedTuple):
     """
 
     layer: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on an expert
 
     def __str__(self) -> str:
         return f"{self.layer}/{self.index}"

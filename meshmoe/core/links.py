@@ -27,4 +27,4 @@ LINK_PRESETS: dict[str, LinkShape] = {
     "wifi": LinkShape(rtt_s=5e-3, rate_bytes_per_s=100e6 / 8, jitter_s=1e-3),
     "wan": LinkShape(rtt_s=20e-3, rate_bytes_per_s=50e6 / 8),
 }
-"""``lan``: switched gigabit. ``edge``: the DanceMoE paper's rate. ``wifi``: one room away. ``wan``: two sites of a city."""
+"""``lan``: switched gigabit. ``edge``: the DanceMoE paper's rate. ``wifi``: one room away. ``wan``: two sites."""

@@ -1,7 +1,7 @@
 """What all messages share: the tagged base struct and the bounded field types.
 
-A message is a frozen msgspec struct with a tag ``t``. The packages that own a protocol define its messages on this base;
-`meshmoe.wire` joins them into one union and is the only place that knows bytes.
+A message is a frozen msgspec struct with a tag ``t``. The packages that own a protocol define its messages on this
+base; `meshmoe.wire` joins them into one union and is the only place that knows bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Join tokens: what a newcomer needs to find a mesh, as one word to copy.
 
-A node that listens on several addresses prints a token instead of an address, so that the newcomer can try each of them.
-The token also names the model that the mesh serves, so that a newcomer with other files learns it before it connects.
+A node that listens on several addresses prints a token instead of an address, so that the newcomer can try each of
+them. The token also names the model that the mesh serves, so that a newcomer with other files can be told at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def decode_token(text: str) -> JoinToken:
         data = text.removeprefix(PREFIX)
         return msgspec.msgpack.decode(base64.b64decode(data + "=" * (-len(data) % 4), b"-_", True), type=JoinToken)
     except (msgspec.MsgspecError, ValueError, binascii.Error):
-        raise ConfigError(f"--peer: {text[:24]!r} is not a join token: copy the whole word that the other node printed") from None
+        raise ConfigError(
+            f"--peer: {text[:24]!r} is not a join token: copy the whole word that the other node printed"
+        ) from None
 
 
 def parse_peer(text: str) -> list[tuple[str, int]]:

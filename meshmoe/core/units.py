@@ -72,7 +72,9 @@ def format_size(size_bytes: float) -> str:
     value, prefixes = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
     for prefix in prefixes:
         if abs(value) < 1000 or prefix == prefixes[-1]:
-            return f"{value:.0f} B" if prefix == "B" else f"{value:.{max(0, 2 - len(str(int(abs(value)))) + 1)}f} {prefix}"
+            return (
+                f"{value:.0f} B" if prefix == "B" else f"{value:.{max(0, 2 - len(str(int(abs(value)))) + 1)}f} {prefix}"
+            )
         value /= 1024
     raise AssertionError("the last prefix always returns")
 

@@ -108,7 +108,7 @@ class CustodyRule:
             The record without a standing claim, or as it was.
         """
         ask = custody.ask
-        if ask is None or custody.claim is None or now_s > ask.until_s:
+        if ask is None or custody.claim is None or now_s >= ask.until_s:
             return custody
         if (ask_id, slot, peer, peer) != (ask.id, ask.slot, ask.peer, claim.node):
             return custody
@@ -122,7 +122,7 @@ class CustodyRule:
 
     def expire(self, custody: Custody, now_s: float) -> Custody:
         """Forget a question whose time is over."""
-        if custody.ask is None or now_s <= custody.ask.until_s:
+        if custody.ask is None or now_s < custody.ask.until_s:
             return custody
         return custody._replace(ask=None)
 

@@ -3,8 +3,7 @@
 Three ways for news to travel (epidemics after Demers et al. 1987, digests after scuttlebutt, van Renesse et al. 2008):
 
 1. *Push*: fresh entries each interval. In a small mesh straight to everybody, in a larger one to a few random peers
-that
-   pass on, once, what is new to them. Urgent changes do not wait for the interval.
+   that pass on, once, what is new to them. Urgent changes do not wait for the interval.
 2. *Ask*: a push that leaves a gap (an earlier one was lost) is answered with a request for what is missing.
 3. *Sync*: each node regularly compares digests with one random peer, and both repair what they lack.
 

@@ -61,7 +61,7 @@ class Pusher:
         if not peers:
             return
         direct = self._direct(peers)
-        chosen = peers if direct else desk.rng.sample(peers, desk.config.fanout)
+        chosen = peers if direct else desk.rng.sample(peers, min(desk.config.fanout, len(peers)))
         own = _Source(desk.store.own, self._own_twice)
         once_before = self._own_once
         sources = [own] if own.replica.upto > own.after else []

@@ -4,8 +4,7 @@ Membership alone decides who exists. Three sorts of owners:
 
 - *present*: membership holds them for alive or suspect in this generation. Shown in the view, and passed on.
 - *absent*: dead (in case the death is refuted), or not yet heard of by membership. Kept for a while, hidden, and not
-passed
-  on: so what is known of the dead dies out.
+  passed on: so what is known of the dead dies out.
 - *departed*: left, or dead for long. Nothing is kept but the generation, below which everything is refused for a while:
   this is the floor of departed nodes.
 """

@@ -17,11 +17,10 @@ class MembershipConfig:
     """Knobs of `meshmoe.membership.Membership`. The defaults are the ``lan`` preset.
 
     Attributes:
-        probe_interval_s: A probe of the next member begins each ``probe_interval_s * (1 + health score)``, round
-        robin in
-            shuffled order. A failed member is probed by somebody after ``probe_interval_s / (1 - 1/e)`` on average
-            (SWIM, section 3.1), by a given node within ``2 n`` intervals. Lower finds failures sooner and costs a
-            probe and an ack (200 bytes together) an interval.
+        probe_interval_s: A probe of the next member begins each ``probe_interval_s * (1 + health score)``, in a
+            shuffled round robin. A failed member is probed by somebody after ``probe_interval_s / (1 - 1/e)`` on
+            average (SWIM, section 3.1), by a given node within ``2 n`` intervals. Lower finds failures sooner and
+            costs a probe and an ack (105 bytes together) an interval.
         probe_window_s: A probe has failed when nobody answered within ``probe_window_s * (1 + health score)``. It is
             the unit of all suspicion times too. Longer than the interval, probes overlap.
         probe_timeout_s: Silence after which relays are asked to probe too. Set it above the 99th percentile of the
@@ -120,7 +119,7 @@ class MembershipConfig:
 
 
 LAN = MembershipConfig()
-"""Round trips below 50 ms: one switch, one house, one campus. Detects in about 5 s at 10 nodes, 7 s at 100."""
+"""Round trips below 50 ms: one switch, one house, one campus. Detects in about 6 s at 10 nodes, 7 s at 100."""
 
 WAN = MembershipConfig(
     probe_interval_s=1.5,
@@ -135,7 +134,7 @@ WAN = MembershipConfig(
     late_unit_s=0.5,
     conflict_grace_s=5.0,
 )
-"""Round trips up to 500 ms, with jitter: nodes in different houses. Detects in about 15 s at 10 nodes."""
+"""Round trips up to 500 ms, with jitter: nodes in different houses. Detects in about 17 s at 10 nodes."""
 
 PRESETS = {"lan": LAN, "wan": WAN}
 """The presets by the name that a profile or a flag gives."""

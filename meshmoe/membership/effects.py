@@ -1,9 +1,10 @@
 """What the membership machine asks of the runtime, in the order in which it is to be done.
 
-For each life ``(node, generation)`` the runtime sees: `MemberAlive`, then any number of `MemberSuspect` /
-`MemberAlive` / `MemberDead` (a death can be refuted: partitions heal), and at the end `MemberLeft`, or
-`MemberForgotten` long after a death. A later life of the same name is preceded by `MemberDead` of the earlier one, if
-that was not gone already.
+For each life ``(node, generation)`` the runtime sees: `MemberAlive` (or `MemberSuspect`, if that is how this node first
+hears of it), then any number of `MemberSuspect`, `MemberAlive` and `MemberDead` (a death can be refuted: partitions
+heal), and at the end `MemberLeft`, or `MemberForgotten` long after a death or farewell. A later life of the same name
+is preceded by `MemberDead` of the earlier one, if that was not gone already. After `MemberDead` and `MemberLeft` a
+life is not present; after `MemberAlive` and `MemberSuspect` it is.
 """
 
 from __future__ import annotations

@@ -143,7 +143,8 @@ class Membership:
             self._table.upheaval = False
             self._sync_gap_s = local.config.probe_window_s
             self._set(TimerKind.SYNC, now + self._sync_gap_s * local.rng.uniform(0.5, 1.0))
-        if len(local.queue) and not local.silent and Timer(TimerKind.GOSSIP) not in local.timers:
+        has_news = len(local.queue) > 0 and self._table.present_count > 1
+        if has_news and not local.silent and Timer(TimerKind.GOSSIP) not in local.timers:
             self._set(TimerKind.GOSSIP, now + local.config.gossip_interval_s)
         return local.out
 

@@ -97,9 +97,8 @@ class MemberTable:
         if member is None or member.generation != generation:
             return
         self.hear(MemberUpdate(node, generation, incarnation, ALIVE, member.endpoints), now)
-        if (
-            node in self.suspicions
-        ):  # it answered but has not heard of the accusation: what was held against it is stale
+        if node in self.suspicions:
+            # It answered before it heard of the accusation: what was held against it until now is refuted all the same.
             self._suspect(self.members[node], [], now)
 
     def accuse(self, node: NodeId, generation: int, now: float) -> None:
@@ -307,6 +306,4 @@ def _is_old(known: Member, update: MemberUpdate) -> bool:
     """Whether a look suffices to see that `hear` would change nothing: so it is with most news."""
     if update.generation != known.generation or update.state is LEFT:
         return update.generation < known.generation
-    return update.incarnation < known.incarnation or (
-        update.incarnation == known.incarnation and update.state is ALIVE
-    )
+    return update.incarnation < known.incarnation or (update.incarnation == known.incarnation and update.state is ALIVE)

@@ -1,7 +1,7 @@
 """Requests to peers that wait for an answer: who was asked, under which id, and the answer when it comes.
 
-An answer counts only if it comes from the peer that was asked. When a peer dies, everything asked of it fails at once, so
-that nobody waits for a deadline in vain.
+An answer counts only if it comes from the peer that was asked. When a peer dies, everything asked of it fails at once,
+so that nobody waits for a deadline in vain.
 """
 
 from __future__ import annotations

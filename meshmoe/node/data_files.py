@@ -24,13 +24,14 @@ def read_data_file(kind: str, name: str, flag: str) -> tuple[str, str]:
         ConfigError: There is none, or it cannot be read.
     """
     path = Path(name)
-    if not path.suffix and not path.exists():
-        shipped = {file.stem: file for file in _shipped(kind)}
-        if name not in shipped:
-            raise ConfigError(f"{flag}: there is no file {name} and none of that name ships: {', '.join(sorted(shipped))}")
-        path = shipped[name]
+    shipped = {file.stem: file for file in _shipped(kind)}
     try:
+        if name in shipped and not path.is_file():  # a directory of that name does not hide it
+            path = shipped[name]
         return path.read_text(encoding="utf-8"), path.name
+    except FileNotFoundError:
+        known = f"a path, or one of {', '.join(sorted(shipped))}" if shipped else "a path"
+        raise ConfigError(f"{flag}: there is no file {name}: give {known}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"{flag}: cannot read {path}: {reason}") from None

@@ -3,7 +3,7 @@
 For one layer of one step: choose holders for the missing experts as a set, send every message before waiting for any
 answer, and collect. What fails (a dead or silent peer, a busy one, one that no longer holds the expert) is asked of
 another holder; an expert that nobody holds at the moment is waited for, since a guardian will load it; only when
-patience ends does the request fail, with an error that names the expert. The outputs do not depend on who computed them.
+patience ends does the request fail, with an error that names the expert. Outputs do not depend on who computed them.
 """
 
 from __future__ import annotations

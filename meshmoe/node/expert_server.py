@@ -1,4 +1,4 @@
-"""Expert calls from peers: check, compute, answer. One task a call, bounded; a cancelled call is dropped from the queue."""
+"""Expert calls from peers: check, compute, answer. One task a call, bounded; a cancelled call leaves the queue."""
 
 from __future__ import annotations
 

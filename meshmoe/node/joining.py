@@ -7,7 +7,9 @@ endpoints in the `Hello`: every pair of nodes must be able to reach each other i
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -63,6 +65,9 @@ class Greeter:
         """
         problems: list[str] = []
         for host, port in (address for addresses in peers for address in addresses):
+            if (host, port) == (hello.endpoints.host, hello.endpoints.control_port):
+                problems.append(f"{host}:{port} is this node itself: give the address of another one")
+                continue
             problem = await _knock(host, port) or await self._introduce(host, port, hello)
             if problem is None:
                 assert isinstance(self._answer, Welcome)
@@ -73,7 +78,10 @@ class Greeter:
     async def _introduce(self, host: str, port: int, hello: Hello) -> str | None:
         """Say hello until answered; returns what went wrong, or None."""
         placeholder = NodeId(f"@{host}:{port}")
-        self._messenger.transport.connect(placeholder, Endpoints(host, port))
+        try:
+            self._messenger.transport.connect(placeholder, Endpoints(host, port))
+        except PeerError as error:
+            return f"{host}:{port}: {error}"
         try:
             with trio.move_on_after(ANSWER_TIMEOUT_S):
                 while not self._answered.is_set():
@@ -91,8 +99,8 @@ class Greeter:
                 )
             case Refusal(text=text):
                 raise JoinError(f"{host}:{port} refused: {text}")
-            case VersionError() as error:
-                raise JoinError(f"{host}:{port}: {error}")
+            case VersionError() as mismatch:
+                raise JoinError(f"{host}:{port}: {mismatch}")
             case _:
                 return None
 
@@ -105,10 +113,17 @@ async def _knock(host: str, port: int) -> str | None:
             await stream.aclose()
     except trio.TooSlowError:
         return f"no answer from {host}:{port} within {CONNECT_TIMEOUT_S:.0f} s: check the address and the firewall"
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            return f"{host}:{port}: the name {host} cannot be looked up now: check the network, or give an IP address"
+        return f"{host}:{port}: there is no host named {host}: check the name, or give an IP address"
+    except UnicodeError:
+        return f"{host}:{port}: {host!r} cannot be a host name: check it, or give an IP address"
     except OSError as error:
-        if "gaierror" in type(error).__name__ or getattr(error, "errno", None) in (-2, -3, -5):
-            return f"{host}:{port}: there is no host of this name"
-        return f"nothing listens on {host}:{port}: is `meshmoe join` running there?"
+        # A name with several addresses gives no number: trio has tried them all.
+        if error.errno in (errno.ECONNREFUSED, None):
+            return f"nothing listens on {host}:{port}: is `meshmoe join` running there?"
+        return f"no way to {host}:{port} ({error.strerror}): check the address and this box's network"
     return None
 
 

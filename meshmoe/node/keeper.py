@@ -2,13 +2,14 @@
 
 An expert is let go only while another present node tells that it holds it; so the mesh never has fewer holders of an
 expert for our dropping it. To let two full nodes trade places, each plans one expert less than it has room for: the
-spare place receives what another node then can drop. (When all spare places have drifted elsewhere and nothing moves, an
-unwanted expert that is on this node's own disk is dropped all the same; it can be loaded again within milliseconds.)
+spare place receives what another node then can drop. (When all spare places have drifted elsewhere and nothing moves,
+an unwanted expert that is on this node's own disk is dropped all the same; it can be loaded again within milliseconds.)
 """
 
 from __future__ import annotations
 
 import logging
+
 import trio
 
 from meshmoe.core.errors import CapacityError, CheckpointError, PeerError
@@ -62,7 +63,7 @@ class Keeper:
         self._dtype = model.dtype
         self.leaving = False
         self.plan = GuardianPlan({}, [], 0)
-        self._progress_s = trio.current_time()
+        self._stuck_since_s: float | None = None
         self._failed: dict[ExpertId, float] = {}
 
     @property
@@ -106,10 +107,9 @@ class Keeper:
         fitting = self._fitting(missing)
         if fitting:
             await self._load_all(fitting)
-            self._progress_s = trio.current_time()
-        elif missing and unwanted and not droppable and now - self._progress_s > STUCK_S:
-            return self._drop_one_on_disk(unwanted)
-        return bool(droppable or fitting)
+        # Where the mesh cannot hold the whole model, one hole for another is no gain: then nothing is dropped.
+        stuck = bool(missing and unwanted) and not (fitting or droppable or self.plan.uncovered)
+        return bool(droppable or fitting) or self._unblock(stuck, unwanted)
 
     def _fitting(self, missing: list[ExpertId]) -> list[ExpertId]:
         free_bytes = self._pool.free_bytes
@@ -121,12 +121,22 @@ class Keeper:
             fitting.append(expert)
         return fitting
 
+    def _unblock(self, stuck: bool, unwanted: list[ExpertId]) -> bool:
+        """When nothing has moved for long although it should, make room; returns whether it did."""
+        now = trio.current_time()
+        if not stuck or self._stuck_since_s is None:
+            self._stuck_since_s = now if stuck else None
+            return False
+        if now - self._stuck_since_s < STUCK_S:
+            return False
+        self._stuck_since_s = None
+        return self._drop_one_on_disk(unwanted)
+
     def _drop_one_on_disk(self, unwanted: list[ExpertId]) -> bool:
         for expert in unwanted:
             if self._source.has_expert(expert):
                 logger.warning("no node can make room: dropping expert %s, which is on this node's disk", expert)
                 self._pool.evict(expert)
-                self._progress_s = trio.current_time()
                 return True
         return False
 

@@ -1,8 +1,8 @@
 """Between the transport and everybody else on a node: parcels become validated messages, messages become parcels.
 
 One task a lane receives and decodes, and hands each message to the one handler registered for its type. Handlers are
-plain functions that must not wait: they resolve a pending call, feed a machine, or start a task. A parcel that cannot be
-decoded costs its sender a log line and a counter, and this node nothing.
+plain functions that must not wait: they resolve a pending call, feed a machine, or start a task. A parcel that cannot
+be decoded costs its sender a log line and a counter, and this node nothing.
 """
 
 from __future__ import annotations

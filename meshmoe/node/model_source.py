@@ -88,14 +88,22 @@ async def fetch_model(
     """
     model_digest = welcome.model_digest
     directory = store_dir / model_digest
-    if not (directory / MANIFEST_NAME).exists():
-        manifest = await _fetch_manifest(model_digest, welcome.manifest_bytes, unit_client, peers)
-        store = await trio.to_thread.run_sync(PartialStore, directory, manifest)
-    else:
-        store = await trio.to_thread.run_sync(PartialStore.open, directory, model_digest)
-    await _verify_trunk(store)
-    for unit in store.missing():
-        await unit_client.fetch(store, unit, peers)
+    try:
+        if not (directory / MANIFEST_NAME).exists():
+            manifest = await _fetch_manifest(model_digest, welcome.manifest_bytes, unit_client, peers)
+            store = await trio.to_thread.run_sync(PartialStore, directory, manifest)
+        else:
+            store = await trio.to_thread.run_sync(PartialStore.open, directory, model_digest)
+        await _verify_trunk(store)
+        for unit in store.missing():
+            await unit_client.fetch(store, unit, peers)
+    except PeerError as error:
+        raise JoinError(f"cannot get the model of the mesh: {error}; start this node again to go on") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CheckpointError(
+            f"cannot use {directory} for the model: {reason}: give another place with --state"
+        ) from error
     return ModelSource(store, store.manifest, welcome.model_name, whole=False)
 
 

@@ -53,6 +53,9 @@ PUBLISH_INTERVAL_S = 1.0
 LEAVE_TIMEOUT_S = 120.0
 """How long a leaving node waits for others to take what only it holds."""
 
+DRAIN_TIMEOUT_S = 30.0
+"""How long a leaving node's own requests may go on."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,6 +75,7 @@ class Node:
         self.model: MoeModel | None = None
         self.pool: ExpertPool | None = None
         self.keeper: Keeper | None = None
+        self.before_stop: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._stop = trio.Event()
         self._failure: MeshmoeError | None = None
         self._nursery: trio.Nursery | None = None
@@ -113,6 +117,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.keeper.run)
                 await self._stop.wait()
+                await self.before_stop()  # clients of open streams are told before the engine goes away under them
                 nursery.cancel_scope.cancel()
 
     def stop(self, failure: MeshmoeError | None = None) -> None:
@@ -171,9 +176,7 @@ class Node:
         parts.membership.feed(Learned(NodeId(welcome.node), welcome.generation, welcome.endpoints))
         return welcome
 
-    async def _obtain_model(
-        self, parts: Parts, own_model: ModelSource | None, welcome: Welcome | None
-    ) -> ModelSource:
+    async def _obtain_model(self, parts: Parts, own_model: ModelSource | None, welcome: Welcome | None) -> ModelSource:
         if welcome is None:
             assert own_model is not None
             return own_model
@@ -327,7 +330,7 @@ class Node:
             parts.mesh.announce_change()
             async for step in self._hand_over(parts, keeper):
                 yield step
-            await self.serving.drain(timeout_s=30.0)
+        await self.serving.drain(timeout_s=DRAIN_TIMEOUT_S)
         if parts is not None:
             await parts.membership.leave()
         yield LeaveProgress(0, 0, "left")

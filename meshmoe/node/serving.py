@@ -27,6 +27,9 @@ class Serving:
         self.cancelled = 0
         self.completion_tokens = 0
         self._recent: deque[GenerationStats] = deque(maxlen=_RECENT)
+        self._open = 0
+        self._idle = trio.Event()
+        self._idle.set()
 
     @asynccontextmanager
     async def generate(
@@ -41,6 +44,9 @@ class Serving:
         require_ready()
         assert self.engine is not None
         outcome = "cancelled"
+        if not self._open:
+            self._idle = trio.Event()
+        self._open += 1
         try:
             async with self.engine.generate(request) as events:
 
@@ -59,6 +65,9 @@ class Serving:
             raise
         finally:
             setattr(self, outcome, getattr(self, outcome) + 1)
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
 
     def status(self, ready: bool, reason: str, calls_served: int) -> ServingStatus:
         """The figures now."""
@@ -85,5 +94,4 @@ class Serving:
     async def drain(self, timeout_s: float) -> None:
         """Wait until no request of this node is active, or time is up."""
         with trio.move_on_after(timeout_s):
-            while self.engine is not None and self.engine.stats().active:
-                await trio.sleep(0.05)
+            await self._idle.wait()

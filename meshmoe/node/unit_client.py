@@ -53,7 +53,7 @@ class UnitClient:
     def __init__(
         self, messenger: Messenger, calls: CallTable, observe_rate: Callable[[NodeId, int, float], None]
     ) -> None:
-        """Make one; ``observe_rate`` is told peer, bytes and seconds of each transfer that was long enough to measure."""
+        """Make one; ``observe_rate`` is told peer, bytes and seconds of each transfer worth measuring."""
         self._messenger = messenger
         self._calls = calls
         self._observe_rate = observe_rate
@@ -182,7 +182,9 @@ def _check(answer: Decoded, peer: NodeId, unit: UnitName, at: int, size_bytes_ma
     if message.offset != at or message.unit != wire_unit(unit) or len(answer.payload) != 1:
         raise WireError(f"{peer} answered another question than for {unit} at {at}")
     if message.total_bytes > size_bytes_max:
-        raise WireError(f"{peer} says that {unit} has {message.total_bytes} bytes, {size_bytes_max} is the most it can have")
+        raise WireError(
+            f"{peer} says that {unit} has {message.total_bytes} bytes, {size_bytes_max} is the most it can have"
+        )
     piece = answer.payload[0]
     if len(piece) != min(CHUNK_BYTES, message.total_bytes - at):
         raise WireError(f"{peer} sent {len(piece)} bytes of {unit} at {at}, not what was asked for")

@@ -1,0 +1,1 @@
+"""Who should hold what, and which holder serves a call: pure functions."""

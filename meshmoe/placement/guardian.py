@@ -4,9 +4,9 @@ Every node computes this alone from the capacities it has heard of; nodes that h
 guardians, and a node that comes or goes moves few experts. It is the floor of the placement, not its aim: the mesh
 is covered by it before anyone has measured anything.
 
-Rendezvous hashing (Thaler & Ravishankar 1998) gives every (expert, node) pair a pseudo-random score and the expert to the
-best-scored node. With the weighted form of Schindelhauer & Schomaker (2005), ``-weight / ln(u)``, a node is best for a
-share of experts in proportion to its weight. Budgets are kept by taking the best-scored node that still has room.
+Rendezvous hashing (Thaler & Ravishankar 1998) gives every (expert, node) pair a pseudo-random score and the expert to
+the best-scored node. With the weighted form of Schindelhauer & Schomaker (2005), ``-weight / ln(u)``, a node is best
+for a share of experts in proportion to its weight. Budgets are kept by taking the best-scored node that still has room.
 Experts choose *slot* by slot: slot 0 names one guardian for every expert, slot 1 a second one on another node, and
 so on while anyone has room, so that spare capacity becomes spare copies.
 """
@@ -78,7 +78,8 @@ def guardian_plan(experts: Sequence[tuple[ExpertId, int]], capacity_bytes: Mappi
 def _scores(experts: Sequence[ExpertId], nodes: Sequence[NodeId], weights: Sequence[int]) -> NDArray[np.float64]:
     """``[experts, nodes]`` rendezvous scores; larger is better."""
     node_seed = np.array(
-        [int.from_bytes(hashlib.blake2b(node.encode(), digest_size=8).digest(), "big") for node in nodes], dtype=np.uint64
+        [int.from_bytes(hashlib.blake2b(node.encode(), digest_size=8).digest(), "big") for node in nodes],
+        dtype=np.uint64,
     )
     expert_seed = np.array([(e.layer << 32) | e.index for e in experts], dtype=np.uint64)
     mixed = _mix(_mix(expert_seed)[:, None] ^ node_seed[None, :])

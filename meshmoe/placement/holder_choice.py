@@ -1,9 +1,9 @@
-"""Which holder serves which expert of a layer call: the set is chosen as a whole, since the slowest branch is what counts.
+"""Which holder serves which expert of a layer call: chosen as a set, since the slowest branch is what counts.
 
 Two wishes pull apart: few messages (each costs both ends some 100 us), and no slow link. A holder's *time* is its round
 trip plus the bytes it is given over its rate. The bound that nobody can beat is the slowest of the experts' best
-holders; every holder within that bound (and a little) is as good as any, and among those the ones that serve most experts
-are taken first.
+holders; every holder within that bound (and a little) is as good as any, and among those the ones that serve most
+experts are taken first.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from meshmoe.wire.frames import Frame
 
 
 class Parcel(NamedTuple):
-    """What came in: the sender by its own word (see docs/security.md for what binds it), and the frames."""
+    """What came in: the sender by its own word (nothing proves it yet: see docs/operations.md), and the frames."""
 
     sender: NodeId
     generation: int

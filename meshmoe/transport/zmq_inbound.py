@@ -53,9 +53,14 @@ class InboundLane:
         self._socket.close()
 
     def _accept(self, frames: list[zmq.Frame]) -> Parcel | None:
-        identity = self._identify(frames[0].bytes)
+        routing_id = frames[0].bytes
+        if routing_id[:1] == b"\0":
+            # The connection has been taken over by a newer one of its name, and libzmq has given it a name of its own
+            # for the rest; its real name is still in the metadata of what it brought. (Or it never had one.)
+            routing_id = _announced_identity(frames[-1])
+        identity = self._identify(routing_id)
         if identity is None or identity.lane is not self._lane:
-            self._refuse(f"a connection that calls itself {frames[0].bytes[:100]!r}")
+            self._refuse(f"a connection that calls itself {routing_id[:100]!r}")
             return None
         if not 2 <= len(frames) <= FRAMES_MAX + 1:
             self._refuse(f"{identity.node}: a message of {len(frames) - 1} frames")
@@ -82,3 +87,11 @@ class InboundLane:
 
     def _refuse(self, what: str) -> None:
         self._complaints.complain(f"{self._lane.name.lower()} lane: dropped what came from {what}")
+
+
+def _announced_identity(frame: zmq.Frame) -> bytes:
+    try:
+        announced = frame.get("Identity")
+    except (zmq.ZMQError, UnicodeDecodeError):
+        return b""
+    return str(announced).encode("utf-8")

@@ -97,8 +97,9 @@ class ZmqKnobs:
         # Without it a ROUTER drops what it cannot deliver and says nothing (17,900 of 20,000 arrived). We never send on
         # it; if somebody ever does, that must be an error and not a mystery.
         raw.set(zmq.ROUTER_MANDATORY, 1)
-        # A peer that reconnects before its old connection is known to be dead has the same identity. Without handover
-        # the new connection is ignored, and everything it sends is lost.
+        # A socket that reconnects before its old connection is known to be dead has the same identity. Without handover
+        # the new connection is ignored, and everything it sends is lost. (With it, what the old connection had brought
+        # and nobody had received yet is lost: hence a new identity for every socket, see `meshmoe.transport.identity`.)
         raw.set(zmq.ROUTER_HANDOVER, 1)
 
     def apply_sending(self, raw: zmq.Socket[bytes], lane: Lane, identity: bytes) -> None:

@@ -27,6 +27,9 @@ from meshmoe.transport.queue import ParcelQueue, QueuedParcel
 from meshmoe.transport.zmq_socket import ZmqSocket
 from meshmoe.wire.frames import Frame
 
+MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+"""The events that `OutboundLane` wants to hear."""
+
 
 class OutboundLane:
     """Sends parcels to one peer on one lane, in order."""
@@ -34,6 +37,7 @@ class OutboundLane:
     def __init__(
         self,
         raw: zmq.Socket[bytes],
+        monitor: zmq.Socket[bytes],
         address: str,
         *,
         peer: NodeId,
@@ -46,6 +50,7 @@ class OutboundLane:
 
         Args:
             raw: A DEALER with all its options set; owned from here on.
+            monitor: Tells `MONITORED` events of ``raw``; owned from here on.
             address: Where to connect, as ZeroMQ writes it.
             peer: For error messages.
             lane: For error messages.
@@ -63,7 +68,7 @@ class OutboundLane:
         self._writer_scope = trio.CancelScope()
         self._lost = False
         self._socket = ZmqSocket(raw)
-        self._monitor = ZmqSocket(raw.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED))
+        self._monitor = ZmqSocket(monitor)
         raw.connect(address)
         nursery.start_soon(self._watch)
 

@@ -9,7 +9,7 @@ teeth, too. docs/decisions/transport-one-way-lanes.md has the measurements.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import trio
 import zmq
@@ -23,7 +23,7 @@ from meshmoe.transport.service_nursery import open_service_nursery
 from meshmoe.transport.zmq_inbound import InboundLane
 from meshmoe.transport.zmq_knobs import DEFAULT_KNOBS, ZmqKnobs
 from meshmoe.transport.zmq_listen import bind_lanes, zmq_address
-from meshmoe.transport.zmq_outbound import OutboundLane
+from meshmoe.transport.zmq_outbound import MONITORED, OutboundLane
 from meshmoe.wire.frames import Frame
 
 
@@ -82,6 +82,7 @@ class ZmqTransport:
         self._generation = generation
         self._knobs = knobs
         self._closed = False
+        self._connections = 0
         self._ledger = Ledger(knobs.strangers_max)
         self._outbound: dict[NodeId, dict[Lane, OutboundLane]] = {}
         self._endpoints, listening = bind_lanes(context, listen_host, listen_port, knobs)
@@ -165,14 +166,27 @@ class ZmqTransport:
         return outbound
 
     def _open_outbound(self, peer: NodeId, lane: Lane, address: str) -> OutboundLane:
-        raw = self._context.socket(zmq.DEALER)
-        self._knobs.apply_sending(raw, lane, identity_bytes(Identity(lane, self._generation, self._node)))
-        return OutboundLane(
-            raw,
-            address,
-            peer=peer,
-            lane=lane,
-            limits=self._knobs.lanes[lane].limits,
-            stats=self._ledger.of(peer),
-            nursery=self._nursery,
-        )
+        self._connections += 1
+        identity = Identity(lane, self._generation, self._connections, self._node)
+        with ExitStack() as undo:
+            raw = undo.enter_context(self._context.socket(zmq.DEALER))
+            self._knobs.apply_sending(raw, lane, identity_bytes(identity))
+            # pyzmq's get_monitor_socket names the channel after the descriptor, which is given to a new socket before
+            # libzmq has let go of the old one's channel: then "address in use".
+            channel = f"inproc://monitor-{self._connections}"
+            raw.monitor(channel, MONITORED)
+            monitor = undo.enter_context(self._context.socket(zmq.PAIR))
+            monitor.set(zmq.LINGER, 0)
+            monitor.connect(channel)
+            outbound = OutboundLane(
+                raw,
+                monitor,
+                address,
+                peer=peer,
+                lane=lane,
+                limits=self._knobs.lanes[lane].limits,
+                stats=self._ledger.of(peer),
+                nursery=self._nursery,
+            )
+            undo.pop_all()
+        return outbound

@@ -22,8 +22,6 @@ import msgspec
 
 from meshmoe.core.errors import WireError
 from meshmoe.core.messages import Message
-from meshmoe.gossip import GOSSIP_MESSAGES
-from meshmoe.membership import MEMBERSHIP_MESSAGES
 from meshmoe.gossip.messages import GOSSIP_MESSAGES
 from meshmoe.membership.messages import MEMBERSHIP_MESSAGES
 from meshmoe.wire.frames import FRAMES_MAX, HEADER_BYTES_MAX, PARCEL_BYTES_MAX, Frame, TensorFrame, TensorHeader

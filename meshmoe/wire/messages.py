@@ -5,7 +5,7 @@ validates it. Bounds that a type can state stand here, so that a hostile value f
 model (does layer 7 have 64 experts?) are checked by whoever serves the message. The messages of membership and gossip
 are defined beside their machines and joined to the union in `meshmoe.wire.codec`.
 
-Lanes: *control* carries hello, welcome, refusals, probes, gossip and farewells; *data* carries expert calls and their
+Lanes: *control* carries hello, welcome, refusals, probes and gossip; *data* carries expert calls and their
 replies; *bulk* carries weights and files.
 """
 
@@ -41,7 +41,7 @@ CHUNK_BYTES = 1 << 20
 Rows = Annotated[list[Annotated[int, Meta(ge=0, lt=ROWS_MAX)]], Meta(max_length=ROWS_MAX)]
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """A node introduces itself, to join or to renew an acquaintance. Control lane."""
 
     node: NodeName
@@ -52,7 +52,7 @@ class Hello(Message, tag="hello"):
     """The model that the sender has files of; None when it will take the mesh's."""
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, tag="welcome"):
     """Answer to `Hello`: who answers, and which model the mesh serves. Control lane."""
 
     node: NodeName
@@ -65,12 +65,12 @@ class Welcome(Message, tag="welcome"):
     manifest_bytes: ByteCount
 
 
-class Refusal(Message, tag="refusal"):
+class Refusal(Message, frozen=True, tag="refusal"):
     """Answer to `Hello` that ends a join, with the reason in words for the person who tried. Control lane."""
 
     node: NodeName
     generation: Generation
-    reason: Literal["other_model", "name_taken", "other_version", "full"]
+    reason: Literal["other_model", "name_taken"]
     text: ShortText
 
 
@@ -81,7 +81,7 @@ class ExpertRows(msgspec.Struct, array_like=True, frozen=True):
     rows: Rows = []
 
 
-class ExpertCall(Message, tag="call"):
+class ExpertCall(Message, frozen=True, tag="call"):
     """Compute some experts of one layer. Data lane; one tensor ``[U, H]``: the distinct hidden states.
 
     The reply's tensor has the experts' outputs one after the other, in the order and with the rows asked for. Router
@@ -97,7 +97,7 @@ class ExpertCall(Message, tag="call"):
     """Whether a person waits for this very token (decode) or for a prompt to be read (prefill)."""
 
 
-class ExpertReply(Message, tag="reply"):
+class ExpertReply(Message, frozen=True, tag="reply"):
     """Outputs of an `ExpertCall`. Data lane; one tensor ``[sum of rows, H]``."""
 
     id: CallId
@@ -105,14 +105,14 @@ class ExpertReply(Message, tag="reply"):
     """Time from arrival to reply at the holder, so that the caller can tell link from queue."""
 
 
-class ExpertMoved(Message, tag="moved"):
+class ExpertMoved(Message, frozen=True, tag="moved"):
     """The callee lacks some experts of the call and computed none of it; it names holders that it knows. Data lane."""
 
     id: CallId
     lacking: Annotated[list[tuple[ExpertIndex, NodeName | None]], Meta(min_length=1, max_length=1024)]
 
 
-class CallFailed(Message, tag="failed"):
+class CallFailed(Message, frozen=True, tag="failed"):
     """The callee could not serve the call and says why. Data lane."""
 
     id: CallId
@@ -120,7 +120,7 @@ class CallFailed(Message, tag="failed"):
     text: ShortText = ""
 
 
-class CallCancel(Message, tag="cancel"):
+class CallCancel(Message, frozen=True, tag="cancel"):
     """The caller no longer wants the answer. Data lane."""
 
     id: CallId
@@ -135,7 +135,7 @@ class Unit(msgspec.Struct, array_like=True, frozen=True):
     index: ExpertIndex = 0
 
 
-class UnitRequest(Message, tag="want"):
+class UnitRequest(Message, frozen=True, tag="want"):
     """Ask for a piece of a unit. Bulk lane. The asker keeps only a few requests in flight: that is its credit."""
 
     id: CallId
@@ -144,7 +144,7 @@ class UnitRequest(Message, tag="want"):
     length: Annotated[int, Meta(ge=1, le=CHUNK_BYTES)]
 
 
-class UnitChunk(Message, tag="chunk"):
+class UnitChunk(Message, frozen=True, tag="chunk"):
     """A piece of a unit. Bulk lane; one raw frame with the bytes."""
 
     id: CallId
@@ -153,18 +153,11 @@ class UnitChunk(Message, tag="chunk"):
     total_bytes: ByteCount
 
 
-class UnitLacking(Message, tag="lacking"):
+class UnitLacking(Message, frozen=True, tag="lacking"):
     """The callee does not have the unit (any more). Bulk lane."""
 
     id: CallId
     unit: Unit
-
-
-class Farewell(Message, tag="bye"):
-    """The sender is leaving of its own will. Control lane."""
-
-    node: NodeName
-    generation: Generation
 
 
 RUNTIME_MESSAGES = (
@@ -179,5 +172,4 @@ RUNTIME_MESSAGES = (
     UnitRequest,
     UnitChunk,
     UnitLacking,
-    Farewell,
 )

@@ -43,7 +43,7 @@ def settle(fn):
 
 async def until(condition):
     with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens on another thread
+        while not condition():
             await trio.sleep(0.001)
 
 

@@ -42,10 +42,13 @@ class Chaos:
         for node in self.net.nodes.values():
             if node.running and node.paused:
                 self.net.resume(node)
+        # Whom a restarted node was introduced to may have died with the news: a real node asks its seeds until it is
+        # known.
+        active = self.net.active()
+        seed = next((node for node in active if node not in self.restarted), active[0])
         for node in self.restarted:
-            # Whom it was introduced to may have died with the news: a real node asks its seeds until it is known.
-            if node.running and len(self.net.active()) > 1:
-                self.net.introduce(node, self.rng.choice([other for other in self.net.active() if other is not node]))
+            if node.running and node is not seed:
+                self.net.introduce(node, seed)
         assert self.net.run(QUIET_S, until=self.settled), self.complaint()
 
     over = False
@@ -89,7 +92,7 @@ class Chaos:
         gone = [node for node in self.net.nodes.values() if not node.running]
         members = self.net.active()
         if gone and members:
-            again = self.net.start(self.rng.choice(gone).node)
+            again = self.net.start(self.rng.choice(gone).node, same_place=self.rng.random() < 0.5)
             self.net.introduce(again, self.rng.choice(members))
             self.restarted.append(again)
             self.speak(again)

@@ -110,6 +110,17 @@ def test_the_dead_come_back_under_a_later_generation(seed):
 
 
 @seeds
+def test_a_restart_at_the_same_place_needs_no_introduction(seed):
+    """The dead are probed where they were: who lives there now answers under its own generation."""
+    net = VirtualNet(seed)
+    nodes = net.mesh(5)
+    net.crash(nodes[3])
+    net.run(15)
+    net.start(nodes[3].node, same_place=True)
+    assert net.run(15, until=net.converged)
+
+
+@seeds
 def test_a_partition_buries_and_healing_digs_up(seed):
     net = VirtualNet(seed)
     nodes = net.mesh(12)

@@ -151,13 +151,13 @@ class VirtualNet:
 
     # -- nodes ------------------------------------------------------------
 
-    def start(self, name: str, *, generation: int | None = None) -> VirtualNode:
-        """Start a node that knows nobody (a later life if the name was used before)."""
+    def start(self, name: str, *, generation: int | None = None, same_place: bool = False) -> VirtualNode:
+        """Start a node that knows nobody: a later life if the name was used before, at new endpoints or the same."""
         node = NodeId(name)
         earlier = self.nodes.get(node)
         if generation is None:
             generation = int(self.now * 1000) if earlier is None else max(earlier.generation + 1, int(self.now * 1000))
-        endpoints = Endpoints("10.0.0.1", next(self._ports) % 65536)
+        endpoints = earlier.endpoints if earlier and same_place else Endpoints("10.0.0.1", next(self._ports) % 65536)
         rng = Random(self.rng.random())
         membership = Membership(self._membership_config, node, generation, endpoints, rng, self.now)
         gossip = None

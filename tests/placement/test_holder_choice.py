@@ -34,7 +34,7 @@ def test_a_far_peer_that_is_needed_anyway_takes_more():
 
 def test_a_large_prefill_is_spread():
     slow_per_row = lambda peer, rows: 0.001 + rows * 1e-3  # noqa: E731
-    chosen = choose_holders({e: 100 for e in range(4)}, {e: [A, B] for e in range(4)}, slow_per_row)
+    chosen = choose_holders(dict.fromkeys(range(4), 100), {e: [A, B] for e in range(4)}, slow_per_row)
     assert {len(experts) for experts in chosen.values()} == {2}
 
 

@@ -54,6 +54,7 @@ class SoakPeer:
         self._transport = transport
         self._chance = random.Random(seed)
         self._known = {peer: _Acquaintance() for peer in world.addresses if peer != node}
+        self._acquainted = world.acquainted.setdefault(node, set())
         self._next_request = 0
         self._waiting: dict[int, tuple[trio.Event, list[bytes]]] = {}
         self._answered: deque[int] = deque(maxlen=10_000)
@@ -107,6 +108,7 @@ class SoakPeer:
         if parcel.generation > known.generation:
             known.generation = parcel.generation
             known.good = False
+            self._acquainted.discard(parcel.sender)
             known.epoch += 1
             known.streams.cancel()
             # The old connections may lead to the former life, and not know it yet.
@@ -119,9 +121,9 @@ class SoakPeer:
         known = self._known[parcel.sender]
         if generation == self._generation and parcel.generation == known.generation and not known.good:
             known.good = True
+            self._acquainted.add(parcel.sender)
             known.streams = trio.CancelScope()
-            for lane in Lane:
-                self._nursery.start_soon(self._stream, parcel.sender, lane, known)
+            self._nursery.start_soon(self._stream_all, parcel.sender, known)
 
     # Requests
 
@@ -206,24 +208,30 @@ class SoakPeer:
 
     # Streams
 
-    async def _stream(self, peer: NodeId, lane: Lane, known: _Acquaintance) -> None:
-        generation, epoch, number = known.generation, known.epoch, 0
+    async def _stream_all(self, peer: NodeId, known: _Acquaintance) -> None:
+        generation, epoch = known.generation, known.epoch
         with known.streams:
-            while True:
-                if self._world.paused:
-                    await trio.sleep(0.02)
-                    continue
-                head = _HEAD.pack(b"S", epoch, number, self._generation)
-                size = self._chance.randrange(1 << 20) if lane is Lane.BULK else self._chance.randrange(2000)
-                body = memoryview(_BIG)[number % 1000 : number % 1000 + size]
-                frames = [head, body, struct.pack("<I", zlib.crc32(body))]
-                try:
-                    if await self._send_or_give_up(peer, lane, frames):
-                        number += 1
-                except UnreachableError as error:
-                    self._require(peer, generation, f"stream of {self._node} to {peer}: {error}")
-                    return
-                await trio.sleep(self._chance.random() * (0.05 if lane is Lane.BULK else 0.02))
+            async with trio.open_nursery() as nursery:
+                for lane in Lane:
+                    nursery.start_soon(self._stream, peer, generation, epoch, lane)
+
+    async def _stream(self, peer: NodeId, generation: int, epoch: int, lane: Lane) -> None:
+        number = 0
+        while True:
+            if self._world.paused:
+                await trio.sleep(0.02)
+                continue
+            head = _HEAD.pack(b"S", epoch, number, self._generation)
+            size = self._chance.randrange(1 << 20) if lane is Lane.BULK else self._chance.randrange(2000)
+            body = memoryview(_BIG)[number % 1000 : number % 1000 + size]
+            frames = [head, body, struct.pack("<I", zlib.crc32(body))]
+            try:
+                if await self._send_or_give_up(peer, lane, frames):
+                    number += 1
+            except UnreachableError as error:
+                self._require(peer, generation, f"stream of {self._node} to {peer}: {error}")
+                return
+            await trio.sleep(self._chance.random() * (0.3 if lane is Lane.BULK else 0.1))
 
     async def _send_or_give_up(self, peer: NodeId, lane: Lane, frames: list[bytes]) -> bool:
         """Whether it was sent: by post or send, at random, the latter with random patience."""
@@ -233,11 +241,10 @@ class SoakPeer:
             except QueueFullError:
                 return False
             return True
-        sent = False
         with trio.move_on_after(self._chance.random() * 0.01):
             await self._transport.send(peer, lane, frames)
-            sent = True
-        return sent
+            return True
+        return False
 
     def _on_stream(self, parcel: Parcel, lane: Lane, epoch: int, number: int, generation: int) -> None:
         key = (parcel.sender, generation, epoch, lane)

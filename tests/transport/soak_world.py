@@ -18,6 +18,7 @@ class World:
     Attributes:
         addresses: Where each peer listens, in every life.
         generation: Of each peer's current life; no entry while it is down.
+        acquainted: For each living peer, those with whom both directions are known to work.
         counts: Whatever is worth a figure in the report.
         latencies_s: Of answered requests.
         violations: Lines about what must not happen; the first few are kept, all are counted.
@@ -27,6 +28,7 @@ class World:
 
     addresses: dict[NodeId, Endpoints]
     generation: dict[NodeId, int] = field(default_factory=dict)
+    acquainted: dict[NodeId, set[NodeId]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
@@ -36,6 +38,12 @@ class World:
     def lives(self, node: NodeId, generation: int) -> bool:
         """Whether that life of ``node`` goes on."""
         return self.generation.get(node) == generation
+
+    @property
+    def settled(self) -> bool:
+        """Whether everybody lives and is acquainted with everybody else."""
+        others = len(self.addresses) - 1
+        return all(len(self.acquainted.get(node, ())) == others for node in self.addresses)
 
     def violation(self, line: str) -> None:
         """Something happened that must not."""

@@ -106,5 +106,5 @@ async def receive_all(transport: Transport, lane: Lane, count: int) -> list[list
 
 async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
     with trio.fail_after(within_s):
-        while not condition():  # noqa: ASYNC110  (what is waited for sets no event)
+        while not condition():
             await trio.sleep(0.005)

@@ -123,7 +123,7 @@ def takes(transport, peer, lane, frames):
 
 
 async def post_until_taken(transport, peer, lane, frames):
-    while not takes(transport, peer, lane, frames):  # noqa: ASYNC110  (nothing tells when a peer is back)
+    while not takes(transport, peer, lane, frames):
         await trio.sleep(0.02)
 
 

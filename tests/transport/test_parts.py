@@ -22,9 +22,9 @@ from tests.transport.support import A, B, contents, trio_test
 NODES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True).map(NodeId)
 
 
-@given(st.sampled_from(list(Lane)), st.integers(0, (1 << 63) - 1), NODES)
-def test_identities_roundtrip(lane, generation, node):
-    identity = Identity(lane, generation, node)
+@given(st.sampled_from(list(Lane)), st.integers(0, (1 << 63) - 1), st.integers(0, (1 << 63) - 1), NODES)
+def test_identities_roundtrip(lane, generation, connection, node):
+    identity = Identity(lane, generation, connection, node)
     routing_id = identity_bytes(identity)
     assert len(routing_id) <= 255
     assert routing_id[0] != 0

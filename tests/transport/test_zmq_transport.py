@@ -114,14 +114,16 @@ class Stranger:
 BAD_IDENTITIES = [
     None,
     b"someone",
-    b"1/1/UPPER",
-    b"1/-1/a",
-    b"1/01/a",
-    b"1/9223372036854775808/a",
-    b"0/1/a",  # of the control lane, on the data port
-    b"3/1/a",
-    b"1/1/" + b"a" * 64,
-    b"1/1/a\n",
+    b"1/1/0/UPPER",
+    b"1/-1/0/a",
+    b"1/01/0/a",
+    b"1/9223372036854775808/0/a",
+    b"0/1/0/a",  # of the control lane, on the data port
+    b"3/1/0/a",
+    b"1/1/0/" + b"a" * 64,
+    b"1/1/0/a\n",
+    b"1/1/a",
+    b"1/1/01/a",
     b"\xff" * 200,
 ]
 
@@ -151,7 +153,7 @@ async def test_malformed_identities_are_dropped_and_counted(identity, caplog):
 @trio_test
 async def test_malformed_messages_are_dropped_and_counted():
     async with open_zmq_transport(B, 1) as b:
-        with Stranger(b.endpoints.data_port, b"1/5/c") as raw:
+        with Stranger(b.endpoints.data_port, b"1/5/0/c") as raw:
             raw.send_multipart([b"x"] * (FRAMES_MAX + 1))
             raw.send_multipart([b"x"] * 5000)
             raw.send_multipart([bytes(PARCEL_BYTES_MAX // 2)] * 3)
@@ -186,7 +188,7 @@ async def test_bytes_that_are_not_zeromq_hurt_nobody():
 @trio_test
 async def test_a_frame_that_is_too_long_costs_its_sender_the_connection():
     async with open_zmq_transport(B, 1) as b, open_zmq_transport(A, 1) as a:
-        with Stranger(b.endpoints.control_port, b"0/1/c") as raw:
+        with Stranger(b.endpoints.control_port, b"0/1/0/c") as raw:
             raw.send(bytes(4 << 20))
             a.connect(B, b.endpoints)
             a.post(B, Lane.CONTROL, [b"fine"])
@@ -198,10 +200,10 @@ async def test_a_frame_that_is_too_long_costs_its_sender_the_connection():
 async def test_a_second_connection_of_the_same_identity_takes_over():
     """ROUTER_HANDOVER: without it the newcomer is ignored and everything it says is lost."""
     async with open_zmq_transport(B, 1) as b:
-        with Stranger(b.endpoints.data_port, b"1/1/c") as old:
+        with Stranger(b.endpoints.data_port, b"1/1/0/c") as old:
             old.send(b"old")
             assert contents(await b.receive(Lane.DATA)) == [b"old"]
-            with Stranger(b.endpoints.data_port, b"1/1/c") as new:
+            with Stranger(b.endpoints.data_port, b"1/1/0/c") as new:
                 new.send(b"new")
                 assert contents(await b.receive(Lane.DATA)) == [b"new"]
 
@@ -218,7 +220,7 @@ async def test_replies_to_the_dealer_are_bounded():
         a.connect(B, Endpoints("127.0.0.1", 0, port))
         a.post(B, Lane.DATA, [b"hello"])
         with trio.fail_after(5):
-            while not router.get(zmq.EVENTS) & zmq.POLLIN:  # noqa: ASYNC110
+            while not router.get(zmq.EVENTS) & zmq.POLLIN:
                 await trio.sleep(0.01)
         identity = router.recv_multipart()[0]
         taken = 0

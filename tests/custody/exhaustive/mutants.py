@@ -79,9 +79,7 @@ class BelieveLateAnswers(CustodyRule):
     def confirmed(
         self, custody: Custody, ask_id: AskId, slot: int, peer: NodeId, claim: Claim, now_s: float
     ) -> Custody:
-        return super().confirmed(
-            custody, ask_id, slot, peer, claim, 0.0 if custody.ask is None else custody.ask.until_s
-        )
+        return super().confirmed(custody, ask_id, slot, peer, claim, float("-inf"))
 
 
 class TakeAnyAnswer(CustodyRule):

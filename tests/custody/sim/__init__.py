@@ -1,0 +1,1 @@
+"""A seeded simulation of many nodes that run the product's custody machines; all else is as thin as can be."""

@@ -1,0 +1,119 @@
+"""How nodes come and go: without files, one after the other, too small together, leaving."""
+
+import shutil
+
+import pytest
+import trio
+
+from meshmoe.core.errors import CapacityError
+from meshmoe.model.store import PartialStore
+from meshmoe.model.tiny import make_tiny_checkpoint
+from meshmoe.model.unit_names import UnitName
+from tests.node.support import GREEDY, open_test_mesh, written, written_alone
+
+PROMPT = (5, 17, 40, 8)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return make_tiny_checkpoint("qwen3_moe", tmp_path / "model")
+
+
+def test_nodes_without_files_fetch_what_they_need(tmp_path, model):
+    async def main():
+        async with open_test_mesh(tmp_path) as mesh:
+            await mesh.add("with-files", model, 0.4)
+            bare = await mesh.add("bare", None, 0.8)
+            await mesh.settle()
+            assert bare.model_name == "model"
+            store = bare.model_source.source
+            assert isinstance(store, PartialStore)
+            assert set(bare.pool.experts()) <= store.stored_experts()
+            assert store.stored_experts() < set(bare.model.experts), "only what it needs is fetched"
+            return await written(bare, PROMPT, GREEDY)
+
+    assert trio.run(main) == trio.run(written_alone, model, [PROMPT], [GREEDY])[0]
+
+
+def test_what_was_fetched_is_not_fetched_again_and_damage_is_mended(tmp_path, model):
+    async def lives():
+        async with open_test_mesh(tmp_path) as mesh:
+            server = await mesh.add("with-files", model, 0.4)
+            for life in range(3):
+                before = server.parts.unit_server.sent_bytes
+                node = await mesh.add("bare", None, 0.8)
+                await mesh.settle()
+                sent.append(server.parts.unit_server.sent_bytes - before)
+                store = node.model_source.source
+                node.stop()
+                mesh.nodes.remove(node)
+                await trio.sleep(0.5)
+                if life == 1:  # a bad disk: one expert's bytes change behind our back
+                    expert = min(store.stored_experts())
+                    path = store.directory / UnitName.of_expert(expert).path
+                    content = bytearray(path.read_bytes())
+                    content[100] ^= 1
+                    path.write_bytes(content)
+                    damaged.append(len(content))
+
+    sent, damaged = [], []
+    trio.run(lives)
+    assert sent[0] > 0
+    assert sent[1] == 0
+    assert 0 < sent[2] <= damaged[0] + 1024
+
+
+def test_too_little_capacity_says_how_much_is_missing_until_a_node_joins(tmp_path, model):
+    async def main():
+        async with open_test_mesh(tmp_path) as mesh:
+            first = await mesh.add("first", model, 0.4)
+            with trio.fail_after(20):
+                while len(first.pool.experts()) < len(first.keeper.wanted) or not first.keeper.wanted:
+                    await trio.sleep(0.02)
+            with pytest.raises(CapacityError) as caught:
+                await written(first, PROMPT, GREEDY)
+            missing = first.status().coverage.missing_bytes
+            total = first.status().model.expert_bytes_total
+            assert total * 0.55 < missing < total * 0.65
+            assert f"{missing} bytes" in str(caught.value)
+            await mesh.add("second", model, 0.8)
+            await mesh.settle()
+            return await written(first, PROMPT, GREEDY)
+
+    assert trio.run(main) == trio.run(written_alone, model, [PROMPT], [GREEDY])[0]
+
+
+def test_a_leaving_node_hands_over_what_only_it_holds(tmp_path, model):
+    async def main():
+        async with open_test_mesh(tmp_path) as mesh:
+            stays = await mesh.add("stays", model, 1.0)
+            goes = await mesh.add("goes", model, 1.0)
+            third = await mesh.add("third", None, 0.5)
+            await mesh.settle()
+            steps = []
+            async with goes.leave() as progress:
+                async for step in progress:
+                    steps.append(step)
+            mesh.nodes.remove(goes)
+            assert steps[-1].text == "left"
+            with trio.fail_after(10):
+                while third.status().peers[1].state != "left":
+                    await trio.sleep(0.05)
+            await mesh.settle(stays, third)
+            return await written(third, PROMPT, GREEDY)
+
+    assert trio.run(main) == trio.run(written_alone, model, [PROMPT], [GREEDY])[0]
+
+
+def test_a_mesh_of_other_files_is_not_joined(tmp_path, model):
+    other = make_tiny_checkpoint("qwen3_moe", tmp_path / "other", seed=1)
+
+    async def main():
+        async with open_test_mesh(tmp_path) as mesh:
+            await mesh.add("first", model, 1.0)
+            await mesh.add("second", other, 1.0)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main)
+    assert "this mesh serves model" in repr(caught.value)
+    shutil.rmtree(other)
