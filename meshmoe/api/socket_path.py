@@ -55,7 +55,9 @@ def prepare_directory(path: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = directory.lstat()
     except OSError as error:
-        raise ConfigError(f"cannot make the directory {directory} of the socket: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot make the directory {directory} of the socket: {error.strerror}: give another path with --socket"
+        ) from error
     if path == Path(tempfile.gettempdir()) / f"meshmoe-{os.getuid()}" / SOCKET_NAME and (
         # Anybody may make a directory of this name under /tmp first, or a link to one.
         not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077

@@ -1,7 +1,7 @@
 """Join tokens: what a newcomer needs to find a mesh, as one word to copy.
 
 A node that listens on several addresses prints a token instead of an address, so that the newcomer can try each of
-them. The token also names the model that the mesh serves, so that a newcomer with other files can be told at once.
+them. The token also names the model that the mesh serves, for people and tools that compare it.
 """
 
 from __future__ import annotations

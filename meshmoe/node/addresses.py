@@ -27,7 +27,7 @@ def advertised_host(listen_host: str, toward: str | None) -> str:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect(address)  # picks a route; nothing is sent
                 return str(probe.getsockname()[0])
-        except OSError:
+        except (OSError, UnicodeError):  # no such host, or no host at all: joining will say so
             pass
     found = lan_addresses()
     return found[0] if found else "127.0.0.1"

@@ -200,7 +200,7 @@ class Node:
     def _make_pool(self, model_source: ModelSource, model: MoeModel) -> ExpertPool:
         sizes = [model.expert_bytes[expert.layer] for expert in model.experts]
         if self.settings.capacity is not None:
-            capacity_bytes = self.settings.capacity.resolve(sum(sizes))
+            capacity_bytes = min(self.settings.capacity.resolve(sum(sizes)), sum(sizes))
         else:
             capacity_bytes = min(auto_capacity_bytes(model_source.source.trunk_bytes), sum(sizes))
         if capacity_bytes < min(sizes):

@@ -41,6 +41,11 @@ LANE_LIMITS: Mapping[Lane, LaneLimits] = {
 }
 
 
+def message_bytes_max(frame_bytes_max: int) -> int:
+    """Bytes of a parcel on a lane whose longest frame may have ``frame_bytes_max``: that frame and a header."""
+    return frame_bytes_max + HEADER_BYTES_MAX
+
+
 def checked_size_bytes(frames: Sequence[Frame], frame_bytes_max: int) -> int:
     """Bytes of all frames together, if they make a parcel that every receiver will take.
 
@@ -51,7 +56,7 @@ def checked_size_bytes(frames: Sequence[Frame], frame_bytes_max: int) -> int:
     total_bytes = sum(sizes_bytes)
     if not 1 <= len(sizes_bytes) <= FRAMES_MAX:
         raise ValueError(f"a parcel of {len(sizes_bytes)} frames: 1 to {FRAMES_MAX} are allowed")
-    if total_bytes > PARCEL_BYTES_MAX or max(sizes_bytes) > frame_bytes_max:
+    if total_bytes > min(PARCEL_BYTES_MAX, message_bytes_max(frame_bytes_max)) or max(sizes_bytes) > frame_bytes_max:
         raise ValueError(
             f"a parcel of {total_bytes} bytes, its longest frame of {max(sizes_bytes)}:"
             f" at most {PARCEL_BYTES_MAX} and {frame_bytes_max} are allowed"

@@ -16,11 +16,12 @@ import zmq
 from meshmoe.core.endpoints import Lane
 from meshmoe.transport.base import Parcel
 from meshmoe.transport.complaints import Complaints
+from meshmoe.transport.envelope import unseal
 from meshmoe.transport.identity import Identity, parse_identity
 from meshmoe.transport.ledger import Ledger
 from meshmoe.transport.zmq_knobs import ZmqKnobs
 from meshmoe.transport.zmq_socket import ZmqSocket
-from meshmoe.wire.frames import FRAMES_MAX, PARCEL_BYTES_MAX
+from meshmoe.wire.frames import PARCEL_BYTES_MAX
 
 _logger = logging.getLogger(__name__)
 
@@ -62,10 +63,10 @@ class InboundLane:
         if identity is None or identity.lane is not self._lane:
             self._refuse(f"a connection that calls itself {routing_id[:100]!r}")
             return None
-        if not 2 <= len(frames) <= FRAMES_MAX + 1:
-            self._refuse(f"{identity.node}: a message of {len(frames) - 1} frames")
+        views = unseal(frames[1].buffer) if len(frames) == 2 else None
+        if views is None:
+            self._refuse(f"{identity.node}: a message of {len(frames) - 1} frames that is no parcel")
             return None
-        views = [frame.buffer for frame in frames[1:]]
         size_bytes = sum(map(len, views))
         if size_bytes > PARCEL_BYTES_MAX:
             self._refuse(f"{identity.node}: a message of {size_bytes} bytes")

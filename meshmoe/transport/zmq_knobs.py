@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import zmq
 
 from meshmoe.core.endpoints import Lane
-from meshmoe.transport.limits import LANE_LIMITS, LaneLimits
+from meshmoe.transport.envelope import ENVELOPE_BYTES_MAX
+from meshmoe.transport.limits import LANE_LIMITS, LaneLimits, message_bytes_max
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class ZmqKnobs:
 
     def _apply_common(self, raw: zmq.Socket[bytes], lane: Lane) -> None:
         raw.set(zmq.LINGER, 0)
-        raw.set(zmq.MAXMSGSIZE, self.lanes[lane].limits.frame_bytes_max)
+        longest_bytes = message_bytes_max(self.lanes[lane].limits.frame_bytes_max) + ENVELOPE_BYTES_MAX
+        raw.set(zmq.MAXMSGSIZE, longest_bytes)
         raw.set(zmq.HEARTBEAT_IVL, self.heartbeat_interval_ms)
         raw.set(zmq.HEARTBEAT_TIMEOUT, self.heartbeat_timeout_ms)
         raw.set(zmq.HEARTBEAT_TTL, self.heartbeat_ttl_ms)

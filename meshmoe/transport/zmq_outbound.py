@@ -22,6 +22,7 @@ import zmq
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.ids import NodeId
 from meshmoe.transport.base import LinkStats, QueueFullError, UnreachableError
+from meshmoe.transport.envelope import seal
 from meshmoe.transport.limits import LaneLimits, checked_size_bytes
 from meshmoe.transport.queue import ParcelQueue, QueuedParcel
 from meshmoe.transport.zmq_socket import ZmqSocket
@@ -79,10 +80,11 @@ class OutboundLane:
 
     def post(self, frames: Sequence[Frame]) -> None:
         """See `meshmoe.transport.base.Transport.post`."""
-        parcel = QueuedParcel(frames, checked_size_bytes(frames, self._frame_bytes_max))
+        size_bytes = checked_size_bytes(frames, self._frame_bytes_max)
         if self._socket.closed:
             raise UnreachableError(f"{self._where} is disconnected")
-        if not len(self._queue) and self._socket.send_nowait(frames):
+        parcel = QueuedParcel([seal(frames)], size_bytes)
+        if not len(self._queue) and self._socket.send_nowait(parcel.frames):
             self._count(parcel)
         elif self._lost:
             raise UnreachableError(f"{self._where} has lost its connection, which is being tried again")

@@ -58,9 +58,10 @@ async def open_zmq_transport(
             finally:
                 transport.close()
     finally:
-        # Waits for libzmq's threads, and for `farewell_ms` if the control lane has something left to say.
+        # Waits for libzmq's threads, and for `farewell_ms` if the control lane has something left to say. Closes what
+        # an error may have left open, too: libzmq would wait for a forgotten socket for ever.
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(context.term)
+            await trio.to_thread.run_sync(context.destroy, 0)
 
 
 class ZmqTransport:

@@ -12,6 +12,7 @@ from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.errors import ConfigError
 from meshmoe.core.ids import NodeId
 from meshmoe.transport.base import UnreachableError
+from meshmoe.transport.envelope import seal
 from meshmoe.transport.zmq_transport import open_zmq_transport
 from meshmoe.wire.frames import FRAMES_MAX, PARCEL_BYTES_MAX
 from tests.transport.support import A, B, contents, fill, free_port, receive_all, trio_test, until
@@ -157,7 +158,7 @@ async def test_malformed_messages_are_dropped_and_counted():
             raw.send_multipart([b"x"] * (FRAMES_MAX + 1))
             raw.send_multipart([b"x"] * 5000)
             raw.send_multipart([bytes(PARCEL_BYTES_MAX // 2)] * 3)
-            raw.send_multipart([b"good"])
+            raw.send(seal([b"good"]))
             parcel = await b.receive(Lane.DATA)
             assert (parcel.sender, parcel.generation, contents(parcel)) == ("c", 5, [b"good"])
             assert b.bad_messages == 3
@@ -201,11 +202,61 @@ async def test_a_second_connection_of_the_same_identity_takes_over():
     """ROUTER_HANDOVER: without it the newcomer is ignored and everything it says is lost."""
     async with open_zmq_transport(B, 1) as b:
         with Stranger(b.endpoints.data_port, b"1/1/0/c") as old:
-            old.send(b"old")
+            old.send(seal([b"old"]))
             assert contents(await b.receive(Lane.DATA)) == [b"old"]
             with Stranger(b.endpoints.data_port, b"1/1/0/c") as new:
-                new.send(b"new")
+                new.send(seal([b"new"]))
                 assert contents(await b.receive(Lane.DATA)) == [b"new"]
+
+
+@trio_test
+async def test_what_a_connection_that_was_taken_over_had_brought_is_still_its_senders():
+    async with open_zmq_transport(B, 1) as b:
+        with Stranger(b.endpoints.data_port, b"1/1/0/c") as old:
+            for number in range(50):
+                old.send(seal([b"%d" % number]))
+            assert contents(await b.receive(Lane.DATA)) == [b"0"]
+            with Stranger(b.endpoints.data_port, b"1/1/0/c") as new:
+                new.send(seal([b"new"]))
+                got = []
+                while got[-1:] != [b"new"]:
+                    parcel = await b.receive(Lane.DATA)
+                    assert (parcel.sender, parcel.generation) == ("c", 1)
+                    got += contents(parcel)
+        assert b.bad_messages == 0
+
+
+@trio_test
+async def test_connecting_anew_again_and_again():
+    """What libzmq frees in its own time must not be in the way of what is opened meanwhile."""
+    async with open_zmq_transport(A, 1) as a, open_zmq_transport(B, 1) as b:
+        for number in range(150):
+            a.connect(B, b.endpoints)
+            for lane in Lane:
+                a.post(B, lane, [b"%d" % number])
+            if number % 10 == 0:
+                await trio.sleep(0.005)
+            a.disconnect(B)
+        a.connect(B, b.endpoints)
+        for lane in Lane:
+            a.post(B, lane, [b"last"])
+            while contents(await b.receive(lane)) != [b"last"]:
+                pass
+        assert b.bad_messages == 0
+
+
+@trio_test
+async def test_an_error_while_connecting_leaves_nothing_open(monkeypatch):
+    async with open_zmq_transport(A, 1) as a:
+
+        def fail(*_args, **_kwargs):
+            raise OSError("no")
+
+        monkeypatch.setattr(zmq.Socket, "monitor", fail)
+        with pytest.raises(OSError, match="no"):
+            a.connect(B, Endpoints("127.0.0.1", 1, 2, 3))
+        with pytest.raises(UnreachableError):
+            a.post(B, Lane.DATA, [b"x"])
 
 
 @trio_test
