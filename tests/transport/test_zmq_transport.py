@@ -227,25 +227,6 @@ async def test_what_a_connection_that_was_taken_over_had_brought_is_still_its_se
 
 
 @trio_test
-async def test_connecting_anew_again_and_again():
-    """What libzmq frees in its own time must not be in the way of what is opened meanwhile."""
-    async with open_zmq_transport(A, 1) as a, open_zmq_transport(B, 1) as b:
-        for number in range(150):
-            a.connect(B, b.endpoints)
-            for lane in Lane:
-                a.post(B, lane, [b"%d" % number])
-            if number % 10 == 0:
-                await trio.sleep(0.005)
-            a.disconnect(B)
-        a.connect(B, b.endpoints)
-        for lane in Lane:
-            a.post(B, lane, [b"last"])
-            while contents(await b.receive(lane)) != [b"last"]:
-                pass
-        assert b.bad_messages == 0
-
-
-@trio_test
 async def test_an_error_while_connecting_leaves_nothing_open(monkeypatch):
     async with open_zmq_transport(A, 1) as a:
 
