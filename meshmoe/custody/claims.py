@@ -78,7 +78,7 @@ class Ask(NamedTuple):
         id: Names the question.
         slot: The slot asked about.
         peer: Who was asked.
-        until_s: Answers that come then or later are not believed: the peer may have crashed, and been mourned, in between.
+        until_s: Answers that come then or later are not believed: the peer may have crashed meanwhile.
     """
 
     id: AskId
