@@ -19,7 +19,7 @@ class LayerCall(NamedTuple):
     Attributes:
         layer: MoE layer ordinal.
         hidden: ``[T, H]``, the layer's input for all tokens of the step, in the model's dtype, contiguous, on the CPU.
-        rows: For each missing expert, the rows of ``hidden`` that were routed to it, ascending; experts ascending.
+        rows: For each missing expert (ascending), the rows of ``hidden`` routed to it, in canonical order.
         decode: Whether this is a decode step (someone waits for this token) or prefill.
         stats: The request's counters; the mesh side adds bytes and retries.
     """

@@ -1,7 +1,9 @@
 """Who computes what in one layer call: the (token, slot) pairs of a router's choice, grouped by expert.
 
-The one canonical order of this package: experts ascend, and within an expert the rows ascend. Placement, load and the
-other requests have no say in it, and floating-point sums follow it, so a token's bits are the same anywhere.
+The one canonical order of this package: experts ascend, and within an expert the pairs go by slot, then by token. It is
+the order of transformers' eager forward, which matters to the last bit: some kernels round a row of a matrix product
+differently in another place among its neighbours (seen with MKL on an AVX-512 machine, not on an older one). Placement,
+load and the other requests have no say in the order, so a token's bits are the same anywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class Group(NamedTuple):
 
     Attributes:
         expert: Its index in the layer.
-        rows: ``[n]`` int64, the tokens routed to it, ascending.
+        rows: ``[n]`` int64, the tokens routed to it, in canonical order.
     """
 
     expert: int
@@ -54,11 +56,11 @@ def group_by_expert(index: Tensor, weights: Tensor) -> Grouping:
         chosen = index[0].tolist()
         order = sorted(range(k), key=chosen.__getitem__)
         return Grouping([Group(chosen[slot], _ROW_0) for slot in order], weights[0, order].unsqueeze(1))
-    # A stable sort of the flat choice keeps the rows of an expert ascending.
-    experts_of_pairs, pairs = torch.sort(index.reshape(-1), stable=True)
+    # Slot after slot, so that a stable sort keeps the pairs of an expert in canonical order.
+    experts_of_pairs, pairs = torch.sort(index.t().reshape(-1), stable=True)
     experts, counts = torch.unique_consecutive(experts_of_pairs, return_counts=True)
-    groups = map(Group, experts.tolist(), torch.split(pairs // k, counts.tolist()))
-    return Grouping(list(groups), weights.reshape(-1)[pairs].unsqueeze(1))
+    groups = map(Group, experts.tolist(), torch.split(pairs % tokens, counts.tolist()))
+    return Grouping(list(groups), weights.t().reshape(-1)[pairs].unsqueeze(1))
 
 
 def gather_rows(hidden: Tensor, rows: Tensor) -> Tensor:

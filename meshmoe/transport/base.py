@@ -31,13 +31,24 @@ class Parcel(NamedTuple):
 
 
 class LinkStats(msgspec.Struct):
-    """Counters of one peer, both directions, all lanes."""
+    """Counters of one peer, both directions, all lanes.
+
+    Attributes:
+        sent_bytes: Handed to the network.
+        received_bytes: Of parcels received.
+        sent_parcels: Handed to the network; lost all the same if the connection broke then.
+        received_parcels: Of this peer, from all of its connections.
+        dropped_parcels: Accepted from callers and never handed to the network.
+        lost_connections: How often an established connection towards the peer broke: what a caller must allow for when
+            a parcel is missing.
+    """
 
     sent_bytes: int = 0
     received_bytes: int = 0
     sent_parcels: int = 0
     received_parcels: int = 0
     dropped_parcels: int = 0
+    lost_connections: int = 0
 
 
 class UnreachableError(PeerError):

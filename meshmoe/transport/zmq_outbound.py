@@ -147,6 +147,7 @@ class OutboundLane:
 
     def _connection_lost(self) -> None:
         self._lost = True
+        self._stats.lost_connections += 1
         self._writer_scope.cancel()
         self._stats.dropped_parcels += self._queue.clear()
 

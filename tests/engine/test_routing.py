@@ -75,7 +75,10 @@ def test_groups_are_in_canonical_order():
         per_group = grouping.weights.squeeze(1).split([len(group.rows) for group in groups])
         assert [group.expert for group in groups] == sorted({e for row in chosen for e in row})
         for group, found in zip(groups, per_group, strict=True):
-            rows = [row for row in range(tokens) if group.expert in chosen[row]]
+            rows = sorted(
+                (row for row in range(tokens) if group.expert in chosen[row]),
+                key=lambda row: (chosen[row].index(group.expert), row),
+            )
             assert group.rows.tolist() == rows
             expected = [float(weights[row, chosen[row].index(group.expert)]) for row in rows]
             assert found.tolist() == expected

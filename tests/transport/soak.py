@@ -47,10 +47,11 @@ async def live_and_die(world: World, node: NodeId, chance: random.Random) -> Non
         with trio.move_on_after(chance.uniform(4, 25)):
             async with open_zmq_transport(node, generation, "127.0.0.1", port) as transport:
                 world.generation[node] = generation
+                world.transports[node] = transport
                 try:
                     await SoakPeer(world, node, generation, transport, f"{chance.random()}").run()
                 finally:
-                    del world.generation[node]
+                    del world.generation[node], world.transports[node]
                     world.acquainted.pop(node, None)
         world.counts["restarts"] += 1
         generation += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from meshmoe.core.endpoints import Endpoints
 from meshmoe.core.ids import NodeId
+from meshmoe.transport.base import Transport
 
 VIOLATIONS_KEPT = 20
 
@@ -18,7 +19,9 @@ class World:
     Attributes:
         addresses: Where each peer listens, in every life.
         generation: Of each peer's current life; no entry while it is down.
+        transports: Of each peer's current life.
         acquainted: For each living peer, those with whom both directions are known to work.
+        breaks_before: By sending node, its generation, epoch and receiver, `breaks` when that stream began.
         counts: Whatever is worth a figure in the report.
         latencies_s: Of answered requests.
         violations: Lines about what must not happen; the first few are kept, all are counted.
@@ -28,7 +31,9 @@ class World:
 
     addresses: dict[NodeId, Endpoints]
     generation: dict[NodeId, int] = field(default_factory=dict)
+    transports: dict[NodeId, Transport] = field(default_factory=dict)
     acquainted: dict[NodeId, set[NodeId]] = field(default_factory=dict)
+    breaks_before: dict[tuple[NodeId, int, int, NodeId], int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
@@ -38,6 +43,11 @@ class World:
     def lives(self, node: NodeId, generation: int) -> bool:
         """Whether that life of ``node`` goes on."""
         return self.generation.get(node) == generation
+
+    def breaks(self, a: NodeId, b: NodeId) -> int:
+        """How many connections between two nodes have broken, either way, in their present lives."""
+        ends = ((a, b), (b, a))
+        return sum(self.transports[x].stats(y).lost_connections for x, y in ends if x in self.transports)
 
     @property
     def settled(self) -> bool:
