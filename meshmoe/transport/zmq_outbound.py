@@ -101,6 +101,7 @@ class OutboundLane:
     def close(self, *, linger_ms: int = 0) -> None:
         """Close the connection and drop what waits; waiting senders get `UnreachableError`. Idempotent."""
         self._stats.dropped_parcels += self._queue.close()
+        self._socket.stop_monitoring()
         self._monitor.close()
         self._socket.close(linger_ms=linger_ms)
 

@@ -82,6 +82,15 @@ class ZmqSocket:
         finally:
             self._busy = False
 
+    def stop_monitoring(self) -> None:
+        """Tell no more events of this socket. Must come before whoever listens to them is closed.
+
+        libzmq's I/O thread waits until an event is taken, so the first one that nobody can take stops all sockets of
+        the context for good.
+        """
+        if not self._closed:
+            self._raw.monitor(None, 0)
+
     def close(self, *, linger_ms: int = 0) -> None:
         """Close at once; a waiting task gets `trio.ClosedResourceError`. Idempotent.
 

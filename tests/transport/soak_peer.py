@@ -169,7 +169,7 @@ class SoakPeer:
         if answer:
             counts["requests answered"] += 1
             counts["request bytes"] += len(payload)
-            world.latencies_s.append(trio.current_time() - start_s)
+            world.note_latency(trio.current_time() - start_s)
             if answer != [_answer_to(payload)]:
                 world.violation(f"{self._node} to {peer}: wrong bytes in an answer")
         elif cancelled_on_purpose:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from meshmoe.core.ids import NodeId
 from meshmoe.transport.base import Transport
 
 VIOLATIONS_KEPT = 20
+LATENCIES_KEPT = 20_000
 
 
 @dataclass
@@ -23,7 +25,7 @@ class World:
         acquainted: For each living peer, those with whom both directions are known to work.
         breaks_before: By sending node, its generation, epoch and receiver, `breaks` when that stream began.
         counts: Whatever is worth a figure in the report.
-        latencies_s: Of answered requests.
+        latencies_s: Of answered requests, a sample.
         violations: Lines about what must not happen; the first few are kept, all are counted.
         paused: While true, peers start nothing new, so that figures can be taken at rest.
         busy: Requests that are under way.
@@ -48,6 +50,14 @@ class World:
         """How many connections between two nodes have broken, either way, in their present lives."""
         ends = ((a, b), (b, a))
         return sum(self.transports[x].stats(y).lost_connections for x, y in ends if x in self.transports)
+
+    def note_latency(self, latency_s: float) -> None:
+        """Keep a uniform sample (reservoir sampling), so that the test's own memory does not grow."""
+        seen = self.counts["requests answered"]
+        if len(self.latencies_s) < LATENCIES_KEPT:
+            self.latencies_s.append(latency_s)
+        elif (place := random.randrange(seen)) < LATENCIES_KEPT:
+            self.latencies_s[place] = latency_s
 
     @property
     def settled(self) -> bool:

@@ -313,6 +313,17 @@ async def test_moving_to_another_address_keeps_the_lanes_that_stay():
 
 
 @trio_test
+async def test_connections_that_are_closed_before_they_stand_stop_nobody():
+    async with open_zmq_transport(A, 1) as a, open_zmq_transport(B, 1) as b:
+        for _ in range(50):
+            a.connect(B, b.endpoints)
+            a.disconnect(B)
+        a.connect(B, b.endpoints)
+        a.post(B, Lane.DATA, [b"still here"])
+        assert contents(await b.receive(Lane.DATA)) == [b"still here"]
+
+
+@trio_test
 async def test_opening_and_closing_leaks_no_descriptors():
     from pathlib import Path
 
