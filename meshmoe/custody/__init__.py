@@ -43,7 +43,7 @@ from meshmoe.custody.events import (
 from meshmoe.custody.machine import CustodyMachine
 from meshmoe.custody.messages import CUSTODY_MESSAGES
 from meshmoe.custody.slots import SlotPlan, plan_slots, succession
-from meshmoe.custody.state import CustodyState, decode_state, next_generation
+from meshmoe.custody.state import CustodyState, check_state, decode_state, next_generation
 from meshmoe.custody.throttle import TokenBucket, next_rate
 
 __all__ = [
@@ -87,6 +87,7 @@ __all__ = [
     "UnitOpened",
     "ViewChanged",
     "Want",
+    "check_state",
     "claim_of",
     "decode_state",
     "next_generation",

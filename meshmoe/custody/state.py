@@ -66,32 +66,42 @@ class CustodyState(msgspec.Struct, frozen=True, array_like=True):
         return found
 
 
-def decode_state(data: bytes, *, model_digest: str, node: str) -> CustodyState:
-    """Read the file of an earlier life.
+def decode_state(data: bytes) -> CustodyState:
+    """Read the file of an earlier life; see `check_state`.
 
     Args:
         data: All of the file.
-        model_digest: Of the model that the mesh serves.
-        node: This node's name.
 
     Raises:
-        CheckpointError: The file is damaged, or another model's or node's; the node then starts without it.
+        CheckpointError: The file is damaged; the node then starts without it.
     """
     body = data[len(_MAGIC) + _DIGEST_BYTES :]
     digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
     if data[: len(_MAGIC) + _DIGEST_BYTES] != _MAGIC + digest:
         raise CheckpointError("the custody state is damaged: this node rejoins without its earlier claims")
     try:
-        state = msgspec.msgpack.decode(body, type=CustodyState)
+        return msgspec.msgpack.decode(body, type=CustodyState)
     except msgspec.MsgspecError as error:
         raise CheckpointError(f"the custody state cannot be read ({error}): rejoining without it") from error
+
+
+def check_state(state: CustodyState, *, model_digest: str, node: str) -> None:
+    """Check that a state is this node's, for this model.
+
+    Args:
+        state: As read.
+        model_digest: Of the model that the mesh serves.
+        node: This node's name.
+
+    Raises:
+        CheckpointError: It is another model's or node's; the node then starts without it.
+    """
     if state.model_digest != model_digest:
         raise CheckpointError(
             f"the custody state is of another model ({state.model_digest[:12]}): rejoining without it"
         )
     if state.node != node:
         raise CheckpointError(f"the custody state is of another node ({state.node}): rejoining without it")
-    return state
 
 
 def next_generation(state: CustodyState | None, wall_ms: int) -> int:

@@ -22,6 +22,7 @@ import msgspec
 
 from meshmoe.core.errors import WireError
 from meshmoe.core.messages import Message
+from meshmoe.custody.messages import CUSTODY_MESSAGES
 from meshmoe.gossip.messages import GOSSIP_MESSAGES
 from meshmoe.membership.messages import MEMBERSHIP_MESSAGES
 from meshmoe.wire.frames import FRAMES_MAX, HEADER_BYTES_MAX, PARCEL_BYTES_MAX, Frame, TensorFrame, TensorHeader
@@ -213,7 +214,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-CODEC = Codec((*RUNTIME_MESSAGES, *MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES))
+CODEC = Codec((*RUNTIME_MESSAGES, *MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *CUSTODY_MESSAGES))
 """Knows every message of a node."""
 
 encode = CODEC.encode

@@ -81,7 +81,7 @@ class SimNode:
         self._leaving = False
         state = None
         if disk.state is not None:
-            state = decode_state(disk.state, model_digest=MODEL_DIGEST, node=name)
+            state = decode_state(disk.state)
         self.machine = CustodyMachine(
             world.config,
             Life(name, generation),

@@ -12,7 +12,7 @@ from meshmoe.gossip import NodeView
 from tests.custody.sim.checker import Checker
 from tests.custody.sim.clock import Clock
 from tests.custody.sim.network import Network
-from tests.custody.sim.node import MODEL_DIGEST, Disk, SimNode
+from tests.custody.sim.node import Disk, SimNode
 
 PIECE_BYTES = 1 << 20
 
@@ -49,7 +49,7 @@ class World:
         """Start a node, or its next life."""
         state = None
         if disk.state is not None:
-            state = decode_state(disk.state, model_digest=MODEL_DIGEST, node=name)
+            state = decode_state(disk.state)
         last = self.nodes[name].generation if name in self.nodes else 0
         # Without a disk, the wall clock keeps generations apart.
         generation = max(next_generation(state, int(self.clock.now * 1000)), last + 1)
