@@ -28,6 +28,8 @@ class CustodyConfig:
             ``stagger_s + expert_bytes / stagger_bytes_per_s`` longer than the one before it in the order of succession.
             Shorter repairs sooner after a second failure, and lets more nodes load the same expert for nothing.
         lost_after_s: An expert that nobody present holds or stores is reported as lost after this time.
+        ease_after_s: A node that is to fill a slot and has had no room for it so long gives another expert away, if
+            somebody has room.
         intakes_max: Experts on their way in at once.
         credit: Pieces requested ahead of each intake: 4 MiB in flight fill 500 Mbit/s at 60 ms.
         piece_bytes: Of one request; the wire allows no more than this.
@@ -53,6 +55,7 @@ class CustodyConfig:
     stagger_s: float = 1.0
     stagger_bytes_per_s: float = 5_000_000.0
     lost_after_s: float = 10.0
+    ease_after_s: float = 3.0
     intakes_max: int = 4
     credit: int = 4
     piece_bytes: int = 1 << 20

@@ -123,7 +123,9 @@ class Donors:
             return
         desk = self._desk
         gone = expert not in desk.ledger
-        if (gone or desk.book[expert].claim is not None or expert in desk.wants) and donation.step(DonorInput.DROPPED):
+        needed = desk.book[expert].claim is not None or expert in desk.wants
+        # A leaving node drops nothing: it goes on answering calls until it goes, and must not wait here for that.
+        if (gone or needed or desk.leaving) and donation.step(DonorInput.DROPPED):
             self._end(donation, "")
 
     def tick(self) -> None:

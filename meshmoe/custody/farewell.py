@@ -12,7 +12,7 @@ from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.custody.desk import Desk
 from meshmoe.custody.donor import Donors
 from meshmoe.custody.effects import LeaveFinished, LeaveProgress
-from meshmoe.custody.slots import succession
+from meshmoe.custody.takers import takers
 
 
 class Farewell:
@@ -81,7 +81,7 @@ class Farewell:
 
     def _give(self, expert: ExpertId) -> None:
         """Offer an expert to the best node that has not refused it in this round."""
-        for peer in self._takers(expert):
+        for peer in takers(self._desk, self._donors, expert):
             if self._donors.refusal(expert, peer) is not None and (expert, peer) not in self._refused:
                 self._refused.add((expert, peer))  # by the last migration that we tried
                 self._donors.forget_refusal(expert, peer)
@@ -89,34 +89,14 @@ class Farewell:
                 self._donors.give(expert, peer)
                 return
 
-    def _takers(self, expert: ExpertId) -> list[NodeId]:
-        """Serving nodes that may take over, best first."""
-        desk = self._desk
-        slot = desk.book[expert].slot
-        capacities = desk.survey.capacities()
-        serving = frozenset(capacities)
-        claimants = {claim.node: where for where, claim in desk.survey.claims(expert)}
-        holders = desk.survey.holders(expert) & serving
-        size_bytes = desk.expert_bytes[expert]
-
-        def has_room(node: NodeId) -> bool:
-            load = desk.survey.nodes[node].load
-            return load is None or load.free_bytes - self._donors.promised_bytes(node) >= size_bytes
-
-        same_slot = [node for node, where in claimants.items() if where == slot and node in serving]
-        guardians = [node for node in desk.plan.guardians.get(expert, ()) if node in serving]
-        roomy = sorted(succession(expert, serving), key=lambda node: not has_room(node))
-        order = dict.fromkeys([*sorted(same_slot), *succession(expert, holders), *guardians, *roomy])
-        return [node for node in order if claimants.get(node, slot) == slot]
-
     def _finish(self, standing: list[ExpertId]) -> None:
         self._finished = True
         self._desk.out.append(LeaveFinished(tuple((expert, self._reason(expert)) for expert in standing)))
 
     def _reason(self, expert: ExpertId) -> str:
         """Why an expert could not be handed over."""
-        takers = self._takers(expert)
-        if not takers:
+        asked = takers(self._desk, self._donors, expert)
+        if not asked:
             return "no other node could take it"
-        reasons = {self._donors.refusal(expert, node) for node in takers} - {None, ""}
+        reasons = {self._donors.refusal(expert, node) for node in asked} - {None, ""}
         return "; ".join(sorted(str(reason) for reason in reasons)) or "nobody took it in time"

@@ -28,6 +28,7 @@ from meshmoe.custody.config import CustodyConfig
 from meshmoe.custody.custodian import Custodian
 from meshmoe.custody.desk import Desk
 from meshmoe.custody.donor import Donors
+from meshmoe.custody.easing import Easing
 from meshmoe.custody.effects import CustodyEffect, Drop
 from meshmoe.custody.events import (
     CustodyEvent,
@@ -104,6 +105,7 @@ class CustodyMachine:
         self._donors = Donors(self._desk, self._questions)
         self._receivers = Receivers(self._desk, self._intakes, self._custodian)
         self._farewell = Farewell(self._desk, self._donors)
+        self._easing = Easing(self._desk, self._custodian, self._donors)
         self._desk.agenda.add(expert_bytes)
 
     # -- what others may ask ------------------------------------------------------------
@@ -146,7 +148,7 @@ class CustodyMachine:
     def next_deadline(self) -> float:
         """When to `Tick` next."""
         desk = self._desk
-        parts = (self._intakes, self._donors, self._receivers, self._farewell, desk.agenda, desk.survey)
+        parts = (self._intakes, self._donors, self._receivers, self._farewell, self._easing, desk.agenda, desk.survey)
         return min(desk.book.ask_deadline_s(), *(part.next_s() for part in parts))
 
     # -- the machine ------------------------------------------------------------
@@ -209,6 +211,7 @@ class CustodyMachine:
                 self._intakes.set_rate(event.bytes_per_s)
             case Leave():
                 self._farewell.begin()
+                self._receivers.refuse_all()
                 self._replan()
                 desk.agenda.add(desk.expert_bytes)
 
@@ -257,6 +260,7 @@ class CustodyMachine:
                 self._custodian.review(expert)
                 self._donors.settle(expert)
         self._custodian.start_intakes()
+        self._easing.advance()
         self._farewell.advance()
 
     def _take_agenda(self) -> list[ExpertId]:

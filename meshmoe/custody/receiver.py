@@ -96,6 +96,12 @@ class Receivers:
             if reception.expert == expert and reception.step(ReceiverInput.FAILED):
                 self._end(reception, "failed", "the weights did not come in")
 
+    def refuse_all(self) -> None:
+        """This node is leaving: what is still on its way in would be promised here after the handing over."""
+        for reception in list(self._receptions.values()):
+            if reception.step(ReceiverInput.FAILED):
+                self._end(reception, "leaving", "this node is leaving")
+
     def tick(self) -> None:
         """Repeat what was said, and give up what makes no progress."""
         desk = self._desk

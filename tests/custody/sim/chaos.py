@@ -162,13 +162,23 @@ class Chaos:
                 raise InvariantError(f"L2: {node.name} asks for ever")
         for expert in world.expert_bytes:
             self._settled(expert)
-        in_custody = sum(len(node.machine.custody) for node in world.living())
+        gone = [expert for expert in world.expert_bytes if self._is_gone(expert)]
+        in_custody = sum(len(node.machine.custody) for node in world.living()) + len(gone)
         places = sum(node.capacity_bytes // world.unit_bytes for node in world.living())
         if in_custody < min(places, len(world.expert_bytes)):
             raise InvariantError(f"{in_custody} experts are in custody, and there is room for {places}")
 
+    def _is_gone(self, expert: ExpertId) -> bool:
+        """Whether no weights of an expert are left anywhere: its last disk was damaged after its custodian had left."""
+        return not any(expert in node.resident or expert in node.whole_units() for node in self.world.living())
+
     def _settled(self, expert: ExpertId) -> None:
         living = self.world.living()
+        if self._is_gone(expert):
+            for node in living:
+                if expert not in node.lost:
+                    raise InvariantError(f"{expert} is gone for good, and {node.name} does not say so")
+            return
         slots = sorted(node.machine.custody[expert] for node in living if expert in node.machine.custody)
         wanted = {node.machine._desk.plan.slots(expert) for node in living}
         if len(wanted) != 1:

@@ -59,7 +59,7 @@ class Checker:
     def _told(self, node: SimNode, expert: ExpertId, slot: int, epoch: int) -> None:
         if expert not in node.resident:
             raise InvariantError(f"S2: {node.name} publishes a claim on {expert} without weights")
-        key = (node.name, id(node.disk), expert, slot)
+        key = (node.name, node.disk.serial, expert, slot)
         if epoch < self._epochs.get(key, 0):
             raise InvariantError(f"S4: {node.name} claims {expert} with epoch {epoch} after {self._epochs[key]}")
         self._epochs[key] = epoch

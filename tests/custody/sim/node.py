@@ -7,6 +7,7 @@ node is present for another one that has heard of it within `DEAD_S`. So partiti
 from __future__ import annotations
 
 from collections import deque
+from itertools import count
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,9 +21,11 @@ from meshmoe.custody import (
     CustodyState,
     Drop,
     Dropped,
+    Found,
     LeaveFinished,
     Life,
     LoadUnit,
+    Lost,
     OnDisk,
     OpenUnit,
     Persist,
@@ -49,10 +52,15 @@ GOSSIP_S = 0.5
 MODEL_DIGEST = "5a" * 20
 
 
+_serials = count(1)
+
+
 class Disk:
     """What survives a crash: the state file and the prefixes of units."""
 
     def __init__(self) -> None:
+        self.serial = next(_serials)
+        """Tells this disk from every other one, also from those of nodes that had the same name."""
         self.state: bytes | None = None
         self.stored_bytes: dict[ExpertId, int] = {}
 
@@ -72,6 +80,8 @@ class SimNode:
         self.memory: set[ExpertId] = set()
         """Experts that take room: resident, loading, or being dropped."""
         self.resident: set[ExpertId] = set()
+        self.lost: set[ExpertId] = set()
+        """Experts reported as lost."""
         self.heard: dict[NodeId, tuple[float, int, NodeView]] = {}
         self._version = 0
         self._view = NodeView(name, generation)
@@ -92,7 +102,7 @@ class SimNode:
             world.clock.now,
             world.rule,
         )
-        self.feed(OnDisk(self._whole_units()))
+        self.feed(OnDisk(self.whole_units()))
         self._gossip()
 
     # -- driving the machine ------------------------------------------------------------
@@ -173,7 +183,7 @@ class SimNode:
                 assert disk.stored_bytes.get(expert, 0) == offset, "a piece out of order"
                 disk.stored_bytes[expert] = min(world.unit_bytes, offset + world.config.piece_bytes)
                 if disk.stored_bytes[expert] == world.unit_bytes:
-                    self.feed_soon(OnDisk(self._whole_units()))
+                    self.feed_soon(OnDisk(self.whole_units()))
             case LoadUnit(expert=expert):
                 assert disk.stored_bytes[expert] == world.unit_bytes
                 self.memory.add(expert)
@@ -182,6 +192,10 @@ class SimNode:
                 self.resident.discard(expert)
                 world.clock.after(world.rng.uniform(0.0, 0.5), lambda: self._dropped(expert))
                 self._tell()
+            case Lost(expert=expert):
+                self.lost.add(expert)
+            case Found(expert=expert):
+                self.lost.discard(expert)
             case LeaveFinished():
                 self.left = effect
             case _:
@@ -216,7 +230,7 @@ class SimNode:
         if self.world.rng.random() < self.world.damage:
             self.memory.discard(expert)
             self.disk.stored_bytes.pop(expert, None)
-            self.feed(OnDisk(self._whole_units()))
+            self.feed(OnDisk(self.whole_units()))
             self.feed(UnitFailed(expert, "digest"))
             return
         self.resident.add(expert)
@@ -228,7 +242,7 @@ class SimNode:
             self.memory.discard(expert)
             self.feed(Dropped(expert))
 
-    def _whole_units(self) -> frozenset[ExpertId]:
+    def whole_units(self) -> frozenset[ExpertId]:
         return frozenset(e for e, stored in self.disk.stored_bytes.items() if stored == self.world.unit_bytes)
 
     # -- gossip ------------------------------------------------------------
@@ -253,7 +267,7 @@ class SimNode:
             Endpoints("127.0.0.1", 1),
             "sim",
             capacity_bytes=self.capacity_bytes,
-            stores_model=len(self._whole_units()) == len(world.expert_bytes),
+            stores_model=len(self.whole_units()) == len(world.expert_bytes),
         )
         load = Load(self.machine.free_bytes, self.machine.taken_bytes)
         holdings = {

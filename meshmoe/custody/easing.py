@@ -1,0 +1,57 @@
+"""Room for a vacant slot that no node can fill: give away an expert to make it.
+
+Two slots of an expert are on two nodes, so free room counts only where the expert is not: when the one node with room
+left is custodian of the expert whose other slot is vacant, everybody else is full, and nothing would ever move. Then a
+node whose turn it is to fill the slot gives another expert of its own to a node with room. Each such migration fills a
+place that was free and frees one that is needed, so there are no more of them than vacant slots.
+"""
+
+from __future__ import annotations
+
+from meshmoe.core.ids import ExpertId, NodeId
+from meshmoe.custody.custodian import Custodian
+from meshmoe.custody.desk import Desk
+from meshmoe.custody.donor import Donors
+from meshmoe.custody.takers import has_room, takers
+
+NEVER_S = float("inf")
+
+
+class Easing:
+    """Idle but while this node is to fill a slot, has no room, and has nothing that it could just drop."""
+
+    def __init__(self, desk: Desk, custodian: Custodian, donors: Donors) -> None:
+        self._desk = desk
+        self._custodian = custodian
+        self._donors = donors
+        self._give_at_s = NEVER_S
+        self._tried: set[tuple[ExpertId, NodeId]] = set()
+
+    def advance(self) -> None:
+        """Give an expert away if that has been the only way for a while; one at a time."""
+        desk = self._desk
+        if desk.leaving or not self._custodian.is_cramped:
+            self._give_at_s = NEVER_S
+            self._tried.clear()
+        elif self._give_at_s == NEVER_S:
+            self._give_at_s = desk.now + desk.config.ease_after_s
+        elif desk.now >= self._give_at_s:
+            self._give_at_s = desk.now + desk.config.ease_after_s
+            if not len(self._donors) and not self._give():
+                self._tried.clear()  # views change: go round again
+
+    def next_s(self) -> float:
+        """When `advance` has something to do."""
+        return self._give_at_s
+
+    def _give(self) -> bool:
+        """Offer the first expert that somebody has room for; those first of which this node is no guardian."""
+        desk = self._desk
+        guarded = {expert for expert, nodes in desk.plan.guardians.items() if desk.me in nodes}
+        for expert in sorted(desk.book.standing(), key=lambda expert: (expert in guarded, expert)):
+            for peer in takers(desk, self._donors, expert):
+                if (expert, peer) not in self._tried and has_room(desk, self._donors, peer, expert):
+                    self._tried.add((expert, peer))
+                    self._donors.give(expert, peer)
+                    return True
+        return False
