@@ -1,4 +1,4 @@
-"""What this node knows of its mesh, put into the questions that dispatch and the keeper ask."""
+"""What this node knows of its mesh, put into the questions that dispatch and custody ask."""
 
 from __future__ import annotations
 

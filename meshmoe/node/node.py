@@ -22,6 +22,8 @@ from meshmoe import __version__
 from meshmoe.core.errors import CapacityError, JoinError, MeshmoeError
 from meshmoe.core.ids import NodeId
 from meshmoe.core.units import format_size
+from meshmoe.custody import DEFAULT as CUSTODY
+from meshmoe.custody import CustodyMachine, Life
 from meshmoe.engine.engine import Engine, EngineLimits, open_engine
 from meshmoe.engine.model import MoeModel, load_moe_model
 from meshmoe.engine.pool import ExpertPool, PoolChange
@@ -30,9 +32,10 @@ from meshmoe.engine.request import GenerationEvent, GenerationRequest
 from meshmoe.gossip import Load, NodeInfo
 from meshmoe.membership import Learned, NameConflict
 from meshmoe.model.bundled import bundled_model_dir
+from meshmoe.node.custody_driver import CustodyDriver, now_s
+from meshmoe.node.custody_file import CustodyFile
 from meshmoe.node.expert_client import cut
 from meshmoe.node.joining import Doorkeeper
-from meshmoe.node.keeper import Keeper
 from meshmoe.node.measure import auto_capacity_bytes
 from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_checkpoint
 from meshmoe.node.parts import Parts, wire_parts
@@ -40,6 +43,8 @@ from meshmoe.node.reporting import node_status, readiness_problem
 from meshmoe.node.serving import Serving
 from meshmoe.node.settings import DEFAULT_PORT, NodeSettings
 from meshmoe.node.status import LeaveProgress, NodeStatus
+from meshmoe.node.unit_intake import UnitIntake
+from meshmoe.node.wants import Wants
 from meshmoe.transport.base import Transport
 from meshmoe.transport.impaired import open_impaired_transport
 from meshmoe.transport.zmq_transport import open_zmq_transport
@@ -50,8 +55,9 @@ logger = logging.getLogger(__name__)
 PUBLISH_INTERVAL_S = 1.0
 """How often load and holdings are told at least; holdings are told at once when they change."""
 
-LEAVE_TIMEOUT_S = 120.0
-"""How long a leaving node waits for others to take what only it holds."""
+LEAVE_TIMEOUT_S = 600.0
+"""How long a leaving node hands over at most: 30 GiB at a gigabit. Custody itself gives up much earlier if nobody takes
+anything any more."""
 
 DRAIN_TIMEOUT_S = 30.0
 """How long a leaving node's own requests may go on."""
@@ -64,7 +70,9 @@ class Node:
 
     def __init__(self, settings: NodeSettings) -> None:
         self.settings = settings
-        self.generation = time.time_ns() // 1_000_000
+        self.custody_file = CustodyFile(settings.state_dir)
+        # A box without a battery-backed clock may wake up in the past: never the same generation twice.
+        self.generation = max(time.time_ns() // 1_000_000, self.custody_file.last_generation + 1)
         self.parts: Parts | None = None
         self.started_s = int(time.time())
         self.phase = "starting"
@@ -74,7 +82,6 @@ class Node:
         self.model_source: ModelSource | None = None
         self.model: MoeModel | None = None
         self.pool: ExpertPool | None = None
-        self.keeper: Keeper | None = None
         self.before_stop: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._stop = trio.Event()
         self._failure: MeshmoeError | None = None
@@ -110,12 +117,12 @@ class Node:
         parts.unit_server.source = self.model_source.source
         self.model = await self._load_trunk(self.model_source)
         self.pool = self._make_pool(self.model_source, self.model)
-        self.keeper = Keeper(parts.mesh, self.pool, self.model_source.source, parts.unit_client, self.model)
+        self._begin_custody(parts, self.model_source, self.model, self.pool)
         limits = EngineLimits(threads=self.settings.threads)
         async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.keeper.run)
+                nursery.start_soon(parts.custody.run)
                 await self._stop.wait()
                 await self.before_stop()  # clients of open streams are told before the engine goes away under them
                 nursery.cancel_scope.cancel()
@@ -209,6 +216,23 @@ class Node:
                 f"({format_size(min(sizes))}): give more with --capacity"
             )
         return ExpertPool(capacity_bytes)
+
+    def _begin_custody(self, parts: Parts, source: ModelSource, model: MoeModel, pool: ExpertPool) -> None:
+        name, digest = self.settings.node, source.manifest.model_digest
+        expert_bytes = {expert: model.expert_bytes[expert.layer] for expert in model.experts}
+        machine = CustodyMachine(
+            CUSTODY,
+            Life(name, self.generation),
+            digest,
+            expert_bytes,
+            pool.capacity_bytes,
+            self.custody_file.state_for(digest, name),
+            now_s(),
+        )
+        custody = parts.custody
+        wants = Wants(name, expert_bytes, pool.capacity_bytes)
+        intake = UnitIntake(source.source, pool, parts.unit_client, expert_bytes, model.dtype, custody.feed)
+        custody.begin(machine, wants, intake, pool, self.custody_file)
 
     def _connect_engine(self, parts: Parts, engine: Engine, pool: ExpertPool) -> None:
         async def compute_here(call: LayerCall, rows: dict[int, list[int]]) -> dict[int, torch.Tensor]:
@@ -318,17 +342,15 @@ class Node:
 
     @asynccontextmanager
     async def leave(self) -> AsyncIterator[AsyncIterator[LeaveProgress]]:
-        """Let others take what only this node holds, say farewell, and stop; yields progress."""
+        """Hand over everything in this node's custody, say farewell, and stop; yields progress."""
         yield self._leave()
 
     async def _leave(self) -> AsyncIterator[LeaveProgress]:
         self.phase = "leaving"
-        parts, keeper = self.parts, self.keeper
-        if parts is not None and keeper is not None and parts.mesh.serving():
-            keeper.leaving = True
+        parts = self.parts
+        if parts is not None and parts.custody.machine is not None and parts.mesh.serving():
             self._publish(parts)
-            parts.mesh.announce_change()
-            async for step in self._hand_over(parts, keeper):
+            async for step in self._hand_over(parts.custody):
                 yield step
         await self.serving.drain(timeout_s=DRAIN_TIMEOUT_S)
         if parts is not None:
@@ -336,19 +358,19 @@ class Node:
         yield LeaveProgress(0, 0, "left")
         self.stop()
 
-    async def _hand_over(self, parts: Parts, keeper: Keeper) -> AsyncIterator[LeaveProgress]:
-        total = len(keeper.solely_held())
-        deadline = trio.current_time() + LEAVE_TIMEOUT_S
-        while (remaining := len(keeper.solely_held())) and trio.current_time() < deadline:
-            short_bytes = keeper.plan.missing_bytes
-            if short_bytes:
-                yield LeaveProgress(
-                    remaining, total, f"the others lack {format_size(short_bytes)} of capacity for the whole model"
-                )
-                return
-            yield LeaveProgress(remaining, total, "others take over what only this node holds")
-            with trio.move_on_after(0.2):
-                await parts.mesh.wait_changed()
+    async def _hand_over(self, custody: CustodyDriver) -> AsyncIterator[LeaveProgress]:
+        """Give every expert in custody to another node; ends when that is done, or nobody takes any more."""
+        custody.leave()
+        with trio.move_on_after(LEAVE_TIMEOUT_S):
+            while custody.leave_finished is None:
+                await custody.wait_leave_news()
+                step = custody.leave_progress
+                yield LeaveProgress(step.total - step.done, step.total, "others take over what this node keeps")
+        finished = custody.leave_finished
+        if finished is not None and finished.kept:
+            (expert, reason), total = finished.kept[0], custody.leave_progress.total
+            text = f"{len(finished.kept)} experts could not be handed over, expert {expert} first: {reason}"
+            yield LeaveProgress(len(finished.kept), total, text)
 
     def _model(self) -> MoeModel:
         if self.model is None:

@@ -12,6 +12,7 @@ from meshmoe.core.endpoints import Endpoints
 from meshmoe.membership import PRESETS, MemberDead, MemberLeft
 from meshmoe.node.addresses import advertised_host
 from meshmoe.node.calls import CallTable
+from meshmoe.node.custody_driver import CustodyDriver
 from meshmoe.node.expert_client import ExpertClient
 from meshmoe.node.expert_server import ExpertServer
 from meshmoe.node.gossip_driver import GossipDriver
@@ -36,6 +37,7 @@ class Parts:
         membership: Who is here.
         gossip: Who knows what.
         mesh: Both, put into questions.
+        custody: Keeps every expert; asleep until the model is known.
         expert_client: Asks peers for expert outputs.
         expert_server: Answers such questions.
         unit_client: Fetches weights.
@@ -49,6 +51,7 @@ class Parts:
     membership: MembershipDriver
     gossip: GossipDriver
     mesh: Mesh
+    custody: CustodyDriver
     expert_client: ExpertClient
     expert_server: ExpertServer
     unit_client: UnitClient
@@ -93,6 +96,7 @@ def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rn
         membership=membership,
         gossip=gossip,
         mesh=mesh,
+        custody=CustodyDriver(messenger, gossip, mesh),
         expert_client=ExpertClient(messenger, calls, mesh),
         expert_server=ExpertServer(messenger, mesh, settings.node),
         unit_client=UnitClient(messenger, calls, rates.observe),

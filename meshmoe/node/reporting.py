@@ -12,11 +12,15 @@ from meshmoe.core.units import format_size
 from meshmoe.membership import Member, MemberState
 from meshmoe.node.addresses import lan_addresses
 from meshmoe.node.measure import rss_bytes
-from meshmoe.node.status import CoverageStatus, ModelStatus, NodeStatus, PeerStatus, TransferStatus
+from meshmoe.node.status import CoverageStatus, CustodyStatus, ModelStatus, NodeStatus, PeerStatus, TransferStatus
 
 if TYPE_CHECKING:
     from meshmoe.node.node import Node
     from meshmoe.node.parts import Parts
+
+
+LOST_SHOWN_MAX = 64
+"""Names of lost experts in the status; all of them are counted."""
 
 
 class NotReadyError(OverloadedError):
@@ -30,21 +34,23 @@ def readiness_problem(node: Node) -> MeshmoeError | None:
     """What stands against serving a request now; None when nothing does."""
     if node.phase == "leaving":
         return NotReadyError(f"node {node.settings.node} is leaving the mesh: ask another node")
-    if node.parts is None or node.serving.engine is None or node.keeper is None or node.pool is None:
+    if node.parts is None or node.serving.engine is None or node.pool is None or node.model is None:
         return NotReadyError(f"node {node.settings.node} is {node.phase}: try again in a moment")
-    plan = node.keeper.plan
+    custody = node.parts.custody
     held = node.parts.gossip.view.holder_map()
-    lacking = [e for e in node.keeper.expert_bytes if e not in held and e not in node.pool]
-    if not lacking:
+    lacking = [e for e in node.model.experts if e not in held and e not in node.pool]
+    # What is lost for good must not keep the rest from being served: requests that need it get an error naming it.
+    if not lacking or custody.lost.issuperset(lacking):
         return None
-    if plan.missing_bytes:
+    missing_bytes = custody.machine.missing_bytes if custody.machine is not None else 0
+    if missing_bytes:
         return CapacityError(
-            f"the mesh cannot hold the whole model: {format_size(plan.missing_bytes)} ({plan.missing_bytes} bytes) of "
-            f"capacity are missing for {len(plan.uncovered)} experts; start another node, or give the nodes more "
+            f"the mesh cannot hold the whole model: {format_size(missing_bytes)} ({missing_bytes} bytes) of "
+            f"capacity are missing, {len(lacking)} experts have no place; start another node, or give the nodes more "
             "with --capacity"
         )
     return NotReadyError(
-        f"{len(lacking)} of {len(node.keeper.expert_bytes)} experts are still being loaded: try again in a moment"
+        f"{len(lacking)} of {len(node.model.experts)} experts are still being loaded: try again in a moment"
     )
 
 
@@ -65,7 +71,8 @@ def node_status(node: Node) -> NodeStatus:
         coverage=_coverage(node, parts) if parts else None,
         serving=node.serving.status(problem is None, str(problem or ""), served),
         transfers=_transfers(node),
-        experts_wanted=len(node.keeper.wanted) if node.keeper else 0,
+        experts_wanted=len(parts.custody.wanted) if parts else 0,
+        custody=_custody(parts) if parts else None,
         join_command=join_command(node, parts) if parts else "",
         faults=dict(parts.messenger.faults) if parts else {},
     )
@@ -143,12 +150,13 @@ def _peer(parts: Parts, member: Member) -> PeerStatus:
 
 
 def _coverage(node: Node, parts: Parts) -> CoverageStatus | None:
-    if node.keeper is None or node.pool is None:
+    machine = parts.custody.machine
+    if machine is None or node.pool is None or node.model is None:
         return None
     view = parts.gossip.view
     place = {name: i for i, name in enumerate([node.settings.node, *sorted(parts.membership.machine.members)])}
     by_layer: list[list[list[int]]] = []
-    for expert in sorted(node.keeper.expert_bytes):
+    for expert in sorted(node.model.experts):
         holders = {place[name] for name in view.holders(expert) if name in place}
         if expert in node.pool:
             holders.add(0)
@@ -161,9 +169,24 @@ def _coverage(node: Node, parts: Parts) -> CoverageStatus | None:
         covered=covered,
         total=len(counts),
         replicas_mean=sum(counts) / covered if covered else 0.0,
-        missing_bytes=node.keeper.plan.missing_bytes,
+        missing_bytes=machine.missing_bytes,
         holder_map_digest=view.holder_digest().hex(),
         holders_by_layer=by_layer,
+    )
+
+
+def _custody(parts: Parts) -> CustodyStatus | None:
+    custody = parts.custody
+    if custody.machine is None:
+        return None
+    return CustodyStatus(
+        experts=len(custody.machine.custody),
+        intakes=custody.machine.intakes,
+        migrations=custody.machine.migrations,
+        lost=[str(expert) for expert in sorted(custody.lost)[:LOST_SHOWN_MAX]],
+        lost_total=len(custody.lost),
+        given=custody.counts["migrations_given"],
+        taken=custody.counts["migrations_taken"],
     )
 
 

@@ -123,6 +123,28 @@ class ServingStatus(msgspec.Struct, kw_only=True):
     expert_calls_served: int = 0
 
 
+class CustodyStatus(msgspec.Struct, kw_only=True):
+    """What this node has promised to keep for the mesh.
+
+    Attributes:
+        experts: Experts in its custody.
+        intakes: Experts whose weights are on their way in.
+        migrations: Migrations under way, given and taken.
+        lost: Experts that no present node holds or stores, the first 64: requests that need one fail.
+        lost_total: How many there are.
+        given: Migrations that have handed an expert over since this node started.
+        taken: Migrations that have brought one.
+    """
+
+    experts: int
+    intakes: int
+    migrations: int
+    lost: list[str]
+    lost_total: int
+    given: int = 0
+    taken: int = 0
+
+
 class TransferStatus(msgspec.Struct, kw_only=True):
     """Weights on their way to this node.
 
@@ -155,7 +177,8 @@ class NodeStatus(msgspec.Struct, kw_only=True):
         coverage: None until the model is known.
         serving: This node's requests.
         transfers: Weights on their way in.
-        experts_wanted: Experts that the guardian rule assigns to this node.
+        experts_wanted: Experts that placement wants resident on this node.
+        custody: None until the model is known.
         join_command: What to type on another box.
         faults: Counters of what went wrong: bad messages by kind, timeouts, retries.
     """
@@ -174,6 +197,7 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     experts_wanted: int
     join_command: str
     faults: dict[str, int]
+    custody: CustodyStatus | None = None
     schema: int = SCHEMA
 
 
@@ -181,7 +205,7 @@ class LeaveProgress(msgspec.Struct, frozen=True):
     """A step of leaving.
 
     Attributes:
-        remaining: Experts solely held here that still need another holder.
+        remaining: Experts in this node's custody that still need another custodian.
         total: How many there were.
         text: What is being done, in words.
     """

@@ -81,6 +81,19 @@ class UnitClient:
         await self._fetch(peer, unit, 0, size_bytes_max, keep)
         return bytes(content)
 
+    async def fetch_piece(self, peer: NodeId, unit: UnitName, offset: int, total_bytes: int) -> Frame:
+        """Fetch one piece (`CHUNK_BYTES`, or what is left) of a unit whose size is known.
+
+        Raises:
+            PeerError: The peer lacks the unit, is silent, or answers another question.
+        """
+        call = await self._request(peer, unit, offset)
+        try:
+            answer = await self._answer(call, unit)
+        finally:
+            self._calls.close(call)
+        return _check(answer, peer, unit, offset, total_bytes)[1]
+
     async def fetch(self, store: PartialStore, unit: UnitName, peers: Callable[[], Sequence[NodeId]]) -> None:
         """Fetch a unit into the store, trying peers in turn; digest verified.
 
@@ -142,10 +155,7 @@ class UnitClient:
                     flight.append((next_offset, await self._request(peer, unit, next_offset)))
                     next_offset += CHUNK_BYTES
                 at, call = flight[0]
-                with trio.move_on_after(PIECE_TIMEOUT_S) as scope:
-                    answer = await call.answer()
-                if scope.cancelled_caught:
-                    raise PeerError(f"{peer} sent nothing of {unit} for {PIECE_TIMEOUT_S:.0f} s")
+                answer = await self._answer(call, unit)
                 flight.popleft()
                 self._calls.close(call)
                 total_bytes, piece = _check(answer, peer, unit, at, size_bytes_max)
@@ -157,6 +167,11 @@ class UnitClient:
         took_s = trio.current_time() - began
         if total_bytes - first >= CHUNK_BYTES // 2 and took_s > 0:
             self._observe_rate(peer, total_bytes - first, took_s)
+
+    async def _answer(self, call: PendingCall, unit: UnitName) -> Decoded:
+        with trio.move_on_after(PIECE_TIMEOUT_S):
+            return await call.answer()
+        raise PeerError(f"{call.peer} sent nothing of {unit} for {PIECE_TIMEOUT_S:.0f} s")
 
     async def _request(self, peer: NodeId, unit: UnitName, offset: int) -> PendingCall:
         call = self._calls.open(peer)

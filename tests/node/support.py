@@ -65,12 +65,14 @@ class TestMesh:
         return node
 
     async def settle(self, *nodes: Node) -> None:
-        """Wait until every node is ready, holds what it should, and sees the same holders as the others."""
+        """Wait until all are ready, nothing moves, every expert has a custodian, and all see the same holders."""
         nodes = nodes or tuple(self.nodes)
         with trio.fail_after(READY_TIMEOUT_S):
             while True:
                 digests = {node.parts.gossip.view.holder_digest() for node in nodes}
-                held = all(set(node.pool.experts()) == set(node.keeper.wanted) for node in nodes)
+                machines = [node.parts.custody.machine for node in nodes]
+                kept = {expert for machine in machines for expert in machine.custody}
+                held = kept.issuperset(nodes[0].model.experts) and not any(m.intakes or m.migrations for m in machines)
                 ready = all(node.status().serving.ready for node in nodes)
                 if ready and held and len(digests) == 1:
                     return

@@ -68,7 +68,7 @@ def test_too_little_capacity_says_how_much_is_missing_until_a_node_joins(tmp_pat
         async with open_test_mesh(tmp_path) as mesh:
             first = await mesh.add("first", model, 0.4)
             with trio.fail_after(20):
-                while len(first.pool.experts()) < len(first.keeper.wanted) or not first.keeper.wanted:
+                while not first.parts.custody.wanted or first.parts.custody.machine.intakes or not first.pool.experts():
                     await trio.sleep(0.02)
             with pytest.raises(CapacityError) as caught:
                 await written(first, PROMPT, GREEDY)
