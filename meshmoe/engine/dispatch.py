@@ -24,11 +24,12 @@ from meshmoe.core.errors import ExpertUnavailableError, PeerError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.compute import Call, Job
 from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.kernels.choice import compute
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import LayerCall, RemoteExperts
 from meshmoe.engine.request import GenerationStats
 from meshmoe.engine.routing import Group, aligned, combine, gather_rows, group_by_expert
-from meshmoe.model.experts_modules import ExpertsModule, ExpertWeights, compute_expert
+from meshmoe.model.experts_modules import ExpertsModule, ExpertWeights
 
 CALL_ROWS_MAX = 8192
 """Tokens in one step at most; peers accept no more in a call."""
@@ -100,7 +101,7 @@ class RequestDispatch:
         try:
             for group, held in resident:
                 x = gather_rows(hidden, group.rows)
-                outputs[group.expert] = x if held is None else compute_expert(experts.module, held, x)
+                outputs[group.expert] = x if held is None else compute(experts.module, held, x)
         except BaseException:
             if call is not None:
                 call.abandon()
@@ -161,5 +162,5 @@ def compute_rows(
     for weights, numbers in zip(held, rows, strict=True):
         job.checkpoint()
         x = gather_rows(hidden, torch.tensor(numbers, dtype=torch.int64))
-        outputs.append(compute_expert(experts.module, weights, x))
+        outputs.append(compute(experts.module, weights, x))
     return torch.cat(outputs)

@@ -1,0 +1,98 @@
+"""Functions of float32 numbers, in operations whose rounding is fixed, so that they are the same on every CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from meshmoe.engine.kernels.compiling import jit
+from meshmoe.engine.kernels.primitives import (
+    F32_TAG,
+    Tag,
+    dots_1x1,
+    dots_1x2,
+    dots_1x3,
+    dots_1x4,
+    dots_2x1,
+    fma,
+    read,
+    rounded,
+    size_of,
+    two_to,
+    write,
+)
+
+_LOWEST, _HIGHEST = np.float32(-87.33), np.float32(88.37)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(-0.693359375), np.float32(2.12194440e-4)
+_C0, _C1, _C2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_C3, _C4, _C5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_HALF, _ONE = np.float32(0.5), np.float32(1.0)
+
+
+@jit
+def exp(x: np.float32) -> np.float32:
+    """e to the x, within 2 units in the last place; arguments beyond -87.33 and 88.37 count as these.
+
+    Source: the polynomial of Cephes' ``expf`` (Moshier, 1992).
+    """
+    x = min(max(x, _LOWEST), _HIGHEST)
+    n = np.floor(fma(x, _LOG2_E, _HALF))
+    r = fma(n, _LN2_LOW, fma(n, _LN2_HIGH, x))
+    p = fma(fma(fma(fma(fma(_C0, r, _C1), r, _C2), r, _C3), r, _C4), r, _C5)
+    return fma(p * r, r, r + _ONE) * two_to(n)
+
+
+@jit
+def sigmoid(x: np.float32) -> np.float32:
+    """1 / (1 + e^-x)."""
+    return _ONE / (_ONE + exp(-x))
+
+
+@jit
+def silu(x: np.float32) -> np.float32:
+    """x / (1 + e^-x)."""
+    return x / (_ONE + exp(-x))
+
+
+@jit
+def linear(tag: Tag, w: int, bias: int, x: int, y: int, rows: int, n: int, k: int) -> None:
+    """Rows times a transposed matrix, rounded to the dtype of the weights.
+
+    Args:
+        tag: Dtype of weights and bias, and what results are rounded to.
+        w: ``[n, k]`` weights.
+        bias: ``[n]``, or 0 for none.
+        x: ``[rows, k]`` float32.
+        y: ``[rows, n]`` float32; must not overlap ``x``.
+        rows: 1 to 4.
+        n: Width of the result.
+        k: Width of the input.
+    """
+    size = size_of(tag) * k
+    if rows == 1:
+        for j in range(0, n - 1, 2):
+            dots_2x1(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
+        if n % 2:
+            dots_1x1(tag, w + (n - 1) * size, k, x, k, y + 4 * (n - 1), 1, n, k)
+    elif rows == 2:
+        for j in range(n):
+            dots_1x2(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
+    elif rows == 3:
+        for j in range(n):
+            dots_1x3(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
+    else:
+        for j in range(n):
+            dots_1x4(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
+    for r in range(rows):
+        for j in range(n):
+            value = read(F32_TAG, y, r * n + j)
+            if bias != 0:
+                value += read(tag, bias, j)
+            write(F32_TAG, y, r * n + j, rounded(tag, value))
+
+
+@jit
+def gate(tag: Tag, gates: int, ups: int, out: int, n: int) -> None:
+    """``silu(gates) * ups``, both steps rounded, n float32 numbers each; ``out`` may be ``gates``."""
+    for i in range(n):
+        activated = rounded(tag, silu(read(F32_TAG, gates, i)))
+        write(F32_TAG, out, i, rounded(tag, activated * read(F32_TAG, ups, i)))

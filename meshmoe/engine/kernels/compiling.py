@@ -1,0 +1,55 @@
+"""How kernels are compiled, and where the compiled code is kept.
+
+numba keeps compiled code on disk and looks at the modification time of the file that a function stands in, but not at
+those of the functions that it calls. Old code of a callee would then live on inside a caller: wrong bits on one node of
+a mesh. So the directory's name carries a digest of all kernel sources; another version has another directory.
+
+Nothing here may use ``fastmath``: it lets the compiler reorder sums, and differently in every place that a function is
+inlined into. Sums are ordered by hand instead (see `primitives`), which makes a kernel's bits the same wherever it is
+called from, for any number of rows beside a row, and on any CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_SOURCES = ("kernels", "lean")
+
+
+def cache_directory() -> Path:
+    """Where compiled code is kept: ``meshmoe/kernels/<digest>`` in the user's cache directory, else a temporary one."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    directory = root / "meshmoe" / "kernels" / _digest()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="meshmoe-kernels-"))
+    return directory if os.access(directory, os.W_OK) else Path(tempfile.mkdtemp(prefix="meshmoe-kernels-"))
+
+
+def jit(function: Function) -> Function:
+    """Compile a function at its first call, once a signature and machine; it runs without the interpreter lock."""
+    return cast(Function, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+def _digest() -> str:
+    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
+    engine = Path(__file__).parent.parent
+    for package in _SOURCES:
+        for path in sorted((engine / package).glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+if not os.environ.get("NUMBA_CACHE_DIR"):
+    numba.config.CACHE_DIR = str(cache_directory())

@@ -1,0 +1,87 @@
+"""One expert on 1 to 4 rows: gate and up projection, SiLU, down projection, as one compiled call.
+
+Values are rounded to the model's dtype where stock eager rounds them: after each projection, after the activation and
+after the product. A row's bits do not depend on how many rows are computed with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from meshmoe.engine.kernels.arithmetic import gate, linear
+from meshmoe.engine.kernels.compiling import jit
+from meshmoe.engine.kernels.primitives import DOT_ROWS_MAX, F32_TAG, TAGS, Tag, read, write
+from meshmoe.model.experts_modules import ExpertWeights
+
+
+@jit
+def expert_rows(
+    tag: Tag, gate_up: int, down: int, x: int, y: int, scratch: int, rows: int, hidden: int, width: int
+) -> None:
+    """Compute an expert.
+
+    Args:
+        tag: Dtype of the weights.
+        gate_up: ``[2 * width, hidden]`` weights.
+        down: ``[hidden, width]`` weights.
+        x: ``[rows, hidden]`` float32.
+        y: ``[rows, hidden]`` float32, rounded to the dtype of the weights.
+        scratch: Room for ``rows * 3 * width`` float32.
+        rows: 1 to 4.
+        hidden: Width of the hidden state.
+        width: Width between up and down projection.
+    """
+    both, gated = scratch, scratch + 8 * rows * width
+    linear(tag, gate_up, 0, x, both, rows, 2 * width, hidden)
+    for r in range(rows):
+        at = both + 8 * r * width
+        gate(tag, at, at + 4 * width, gated + 4 * r * width, width)
+    linear(tag, down, 0, gated, y, rows, hidden, width)
+
+
+@jit
+def _expert_call(
+    tag: Tag, gate_up: int, down: int, x: int, y: int, scratch: int, rows: int, hidden: int, width: int
+) -> None:
+    """As `expert_rows`, with ``x`` and ``y`` in the dtype of the weights; scratch has ``2 * rows * hidden`` more."""
+    count = rows * hidden
+    wide_x, wide_y, rest = scratch, scratch + 4 * count, scratch + 8 * count
+    for i in range(count):
+        write(F32_TAG, wide_x, i, read(tag, x, i))
+    expert_rows(tag, gate_up, down, wide_x, wide_y, rest, rows, hidden, width)
+    for i in range(count):
+        write(tag, y, i, read(F32_TAG, wide_y, i))
+
+
+def compute_few_rows(weights: ExpertWeights, x: Tensor) -> Tensor:
+    """Compute an expert on up to `ROWS_MAX` rows.
+
+    Args:
+        weights: ``gate_up_proj`` ``[2 * I, H]`` and ``down_proj`` ``[H, I]``, contiguous.
+        x: ``[n, H]`` in the dtype of the weights, contiguous.
+
+    Returns:
+        ``[n, H]`` in the same dtype.
+    """
+    gate_up, down = weights["gate_up_proj"], weights["down_proj"]
+    rows, hidden = x.shape
+    width = down.shape[1]
+    out = x.new_empty(rows, hidden)
+    scratch = np.empty(rows * (2 * hidden + 3 * width), np.float32)
+    _expert_call(
+        TAGS[x.dtype],
+        gate_up.data_ptr(),
+        down.data_ptr(),
+        x.data_ptr(),
+        out.data_ptr(),
+        scratch.ctypes.data,
+        rows,
+        hidden,
+        width,
+    )
+    return out
+
+
+ROWS_MAX = DOT_ROWS_MAX
+"""Rows up to which this is used; torch is faster from 8 on (docs/decisions/kernels.md)."""

@@ -1,0 +1,292 @@
+"""What kernels are made of: numbers in memory, and sums of products whose order is written down.
+
+Memory is addressed by plain integers, as ``Tensor.data_ptr()`` gives them, so that one call can take the tensors of a
+whole model. Activations are float32; weights are in the model's dtype, named by a *tag*: a NumPy scalar whose type
+tells the compiler which code to make (NumPy has no bfloat16, so bits go as integers).
+
+Every sum of products has one order. Its n products are dealt to 2 vectors of 16 running sums (product i to sum
+``i % 32``; what is left of n after whole vectors of 32 goes on in the first), each added with one rounding (fused
+multiply-add). Then the two vectors are added, then halves of the vector onto halves, and the last ``n % 16`` products
+follow one by one. The intermediate code says just that, and without ``fastmath`` the compiler must keep to it. So the
+result is the same inlined or not, for one row or for four that share the reading of the weights, and on machines whose
+vectors have another length.
+
+Reading ahead by software is worth 20 to 60 % on machines where memory is contended (docs/decisions/kernels.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+Tag = np.uint16 | np.int16 | np.float32
+
+TAGS: dict[torch.dtype, Tag] = {
+    torch.bfloat16: np.uint16(0),
+    torch.float16: np.int16(0),
+    torch.float32: np.float32(0),
+}
+"""The tag of each dtype that kernels know."""
+
+F32_TAG = np.float32(0)
+
+DOT_ROWS_MAX = 4
+"""Rows that one `dots` computes at most."""
+
+_LANES = 16
+_SUMS = 2
+_AHEAD_BYTES = 2048
+
+_F32, _F16, _I16, _I32, _I64 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_BYTE_POINTER = ir.IntType(8).as_pointer()
+
+
+def _int(value: int) -> Any:
+    return ir.Constant(_I64, value)
+
+
+def _stored(tag: Any) -> tuple[Any, int]:
+    """The type of a stored number, and its bytes."""
+    return (_F32, 4) if tag == types.float32 else (_I16, 2)
+
+
+def _pointer(builder: Any, tag: Any, address: Any) -> Any:
+    return builder.inttoptr(address, _stored(tag)[0].as_pointer())
+
+
+def _like(value: Any, scalar: Any) -> Any:
+    """The scalar type, or the vector of it with as many lanes as ``value``."""
+    return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
+
+
+def _fill(type_: Any, number: int) -> Any:
+    return ir.Constant(type_, [number] * type_.count if isinstance(type_, ir.VectorType) else number)
+
+
+def _widened(builder: Any, tag: Any, bits: Any) -> Any:
+    """Stored bits as float32; exact."""
+    if tag == types.float32:
+        return bits
+    if tag == types.int16:
+        return builder.fpext(builder.bitcast(bits, _like(bits, _F16)), _like(bits, _F32))
+    wide = builder.zext(bits, _like(bits, _I32))
+    return builder.bitcast(builder.shl(wide, _fill(wide.type, 16)), _like(bits, _F32))
+
+
+def _narrowed(builder: Any, tag: Any, value: Any) -> Any:
+    """float32 as stored bits, to nearest, ties to even."""
+    if tag == types.float32:
+        return value
+    if tag == types.int16:
+        return builder.bitcast(builder.fptrunc(value, _F16), _I16)
+    bits = builder.bitcast(value, _I32)
+    odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+    up = builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF)))
+    # Not a number stays one: the carry could make an infinity or a zero of it.
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), bits, up)
+    return builder.trunc(builder.lshr(kept, ir.Constant(_I32, 16)), _I16)
+
+
+def _load(builder: Any, tag: Any, pointer: Any, at: Any, lanes: int) -> Any:
+    scalar, size = _stored(tag)
+    place = builder.gep(pointer, [at])
+    if lanes > 1:
+        place = builder.bitcast(place, ir.VectorType(scalar, lanes).as_pointer())
+    return _widened(builder, tag, builder.load(place, align=size))
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    name = f"llvm.fma.v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "llvm.fma.f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
+    return builder.call(function, [a, b, c])
+
+
+def _prefetch(builder: Any, pointer: Any) -> None:
+    signature = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    arguments = [ir.Constant(_I32, number) for number in (0, 3, 1)]  # to read, keep in all caches, data
+    builder.call(function, [builder.bitcast(pointer, _BYTE_POINTER), *arguments])
+
+
+def _halved_sum(builder: Any, vector: Any) -> Any:
+    count = vector.type.count
+    nothing = ir.Constant(vector.type, ir.Undefined)
+    while count > 1:
+        half = count // 2
+        low, high = (
+            builder.shuffle_vector(
+                vector, nothing, ir.Constant(ir.VectorType(_I32, half), list(range(begin, begin + half)))
+            )
+            for begin in (0, half)
+        )
+        vector, count = builder.fadd(low, high), half
+        nothing = ir.Constant(vector.type, ir.Undefined)
+    return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+
+class _Sums:
+    """Running sums of one (weight row, activation row) pair."""
+
+    def __init__(self, builder: Any) -> None:
+        vector = ir.VectorType(_F32, _LANES)
+        self.vectors = [cgutils.alloca_once(builder, vector) for _ in range(_SUMS)]
+        for place in self.vectors:
+            builder.store(_fill(vector, 0), place)
+        self.total = cgutils.alloca_once(builder, _F32)
+
+
+def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any) -> list[Any]:
+    """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost."""
+    sums = [[_Sums(builder) for _ in x] for _ in w]
+    size = _stored(tag)[1]
+
+    def add(at: Any, vector: int) -> None:
+        activations = [_load(builder, types.float32, row, at, _LANES) for row in x]
+        for weights, row_sums in zip(w, sums, strict=True):
+            loaded = _load(builder, tag, weights, at, _LANES)
+            for activation, pair in zip(activations, row_sums, strict=True):
+                place = pair.vectors[vector]
+                builder.store(_fma(builder, loaded, activation, builder.load(place)), place)
+
+    step, lanes = _int(_LANES * _SUMS), _int(_LANES)
+    whole = builder.mul(builder.udiv(n, step), step)
+    with cgutils.for_range_slice(builder, _int(0), whole, step, _I64) as (at, _):
+        for weights in w:
+            _prefetch(builder, builder.gep(weights, [builder.add(at, _int(_AHEAD_BYTES // size))]))
+        for vector in range(_SUMS):
+            add(builder.add(at, _int(vector * _LANES)), vector)
+    vectors = builder.mul(builder.udiv(n, lanes), lanes)
+    with cgutils.for_range_slice(builder, whole, vectors, lanes, _I64) as (at, _):
+        add(at, 0)
+    for row_sums in sums:
+        for pair in row_sums:
+            first, second = (builder.load(place) for place in pair.vectors)
+            builder.store(_halved_sum(builder, builder.fadd(first, second)), pair.total)
+    with cgutils.for_range_slice(builder, vectors, n, _int(1), _I64) as (at, _):
+        for weights, row_sums in zip(w, sums, strict=True):
+            loaded = _load(builder, tag, weights, at, 1)
+            for row, pair in zip(x, row_sums, strict=True):
+                activation = builder.load(builder.gep(row, [at]))
+                builder.store(_fma(builder, loaded, activation, builder.load(pair.total)), pair.total)
+    return [builder.load(pair.total) for row_sums in sums for pair in row_sums]
+
+
+def _rows(builder: Any, tag: Any, address: Any, stride: Any, count: int) -> list[Any]:
+    size = _int(_stored(tag)[1])
+    steps = [builder.mul(builder.mul(stride, size), _int(row)) for row in range(count)]
+    return [_pointer(builder, tag, builder.add(address, step)) for step in steps]
+
+
+def _make_dots(w_rows: int, x_rows: int) -> Any:
+    def dots(_context: Any, tag: Any, *_: Any) -> Any:
+        signature = types.void(tag, *[types.int64] * 8)
+
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            _tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n = arguments
+            w_pointers = _rows(builder, tag, w, w_stride, w_rows)
+            x_pointers = _rows(builder, types.float32, x, x_stride, x_rows)
+            results = iter(_emit_dots(builder, tag, w_pointers, x_pointers, n))
+            out = _pointer(builder, types.float32, y)
+            for i in range(w_rows):
+                for j in range(x_rows):
+                    place = builder.add(builder.mul(y_w_stride, _int(i)), builder.mul(y_x_stride, _int(j)))
+                    builder.store(next(results), builder.gep(out, [place]))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    def intrinsic_dots(  # numba wants the arguments by name
+        context: Any, tag: Any, w: Any, ws: Any, x: Any, xs: Any, y: Any, yw: Any, yx: Any, n: Any
+    ) -> Any:
+        return dots(context, tag, w, ws, x, xs, y, yw, yx, n)
+
+    return intrinsic(intrinsic_dots)
+
+
+Dots = Callable[[Tag, int, int, int, int, int, int, int, int], None]
+"""``(tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n)``: rows of n weights at ``w``, rows of n float32 at
+``x``, results to float32 at ``y``; strides in numbers, not bytes."""
+
+dots_2x1: Dots = cast(Dots, _make_dots(2, 1))
+dots_1x1: Dots = cast(Dots, _make_dots(1, 1))
+dots_1x2: Dots = cast(Dots, _make_dots(1, 2))
+dots_1x3: Dots = cast(Dots, _make_dots(1, 3))
+dots_1x4: Dots = cast(Dots, _make_dots(1, 4))
+
+
+def _read(_context: Any, tag: Any, address: Any, at: Any) -> Any:
+    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        return _load(builder, tag, _pointer(builder, tag, arguments[1]), arguments[2], 1)
+
+    return types.float32(tag, types.int64, types.int64), generate
+
+
+def _write(_context: Any, tag: Any, address: Any, at: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        place = builder.gep(_pointer(builder, tag, arguments[1]), [arguments[2]])
+        builder.store(_narrowed(builder, tag, arguments[3]), place, align=_stored(tag)[1])
+        return context.get_dummy_value()
+
+    return types.void(tag, types.int64, types.int64, types.float32), generate
+
+
+def _rounded(_context: Any, tag: Any, value: Any) -> Any:
+    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        return _widened(builder, tag, _narrowed(builder, tag, arguments[1]))
+
+    return types.float32(tag, types.float32), generate
+
+
+def _fused(_context: Any, a: Any, b: Any, c: Any) -> Any:
+    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        return _fma(builder, *arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+def _int_at(_context: Any, address: Any, at: Any) -> Any:
+    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        return builder.load(builder.gep(builder.inttoptr(arguments[0], _I64.as_pointer()), [arguments[1]]))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+def _size_of(_context: Any, tag: Any) -> Any:
+    return types.int64(tag), lambda _c, _builder, _s, _arguments: _int(_stored(tag)[1])
+
+
+def _two_to(_context: Any, exponent: Any) -> Any:
+    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        biased = builder.add(builder.fptosi(arguments[0], _I32), ir.Constant(_I32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_I32, 23)), _F32)
+
+    return types.float32(types.float32), generate
+
+
+read = cast(Callable[[Tag, int, int], np.float32], intrinsic(_read))
+"""``(tag, address, i)``: the i-th stored number as float32."""
+
+write = cast(Callable[[Tag, int, int, np.float32], None], intrinsic(_write))
+"""``(tag, address, i, value)``: store a float32, rounded to nearest."""
+
+rounded = cast(Callable[[Tag, np.float32], np.float32], intrinsic(_rounded))
+"""``(tag, value)``: what `write` and `read` would make of a float32."""
+
+fma = cast(Callable[[np.float32, np.float32, np.float32], np.float32], intrinsic(_fused))
+"""``a * b + c`` with one rounding."""
+
+int_at = cast(Callable[[int, int], int], intrinsic(_int_at))
+"""``(address, i)``: the i-th int64."""
+
+size_of = cast(Callable[[Tag], int], intrinsic(_size_of))
+"""Bytes of a stored number."""
+
+two_to = cast(Callable[[np.float32], np.float32], intrinsic(_two_to))
+"""2 to a whole power between -126 and 127."""
