@@ -44,8 +44,8 @@ class Custodian:
         """Whether there may be something wanted that can be loaded now."""
         self._lost: set[ExpertId] = set()
         self._dropping: set[ExpertId] = set()
-        self.is_cramped = False
-        """Whether a vacancy of ours finds no room, and nothing is being dropped or could be."""
+        self.cramped: ExpertId | None = None
+        """A vacancy of ours for which there is no room, while nothing is being dropped or could be."""
 
     def review(self, expert: ExpertId) -> None:
         """Think about one expert."""
@@ -83,7 +83,7 @@ class Custodian:
         """Begin what there is room for: vacancies first, in the order in which they came up, then what is wanted."""
         desk = self._desk
         too_large_bytes = 1 << 62
-        self.is_cramped = False
+        self.cramped = None
         for expert in list(self._due):
             if len(self._intakes) >= desk.config.intakes_max:
                 return
@@ -94,7 +94,8 @@ class Custodian:
                 desk.agenda.at(expert, ready_s)
             elif not self.make_room(expert) or not self._intakes.start(expert):
                 too_large_bytes = desk.expert_bytes[expert]
-                self.is_cramped |= not self._dropping
+                if not self._dropping:
+                    self.cramped = expert  # in the end the smallest of them
                 continue
             del self._due[expert]
         if self._wants_open and not self._due and not desk.leaving:

@@ -2,8 +2,9 @@
 
 Two slots of an expert are on two nodes, so free room counts only where the expert is not: when the one node with room
 left is custodian of the expert whose other slot is vacant, everybody else is full, and nothing would ever move. Then a
-node whose turn it is to fill the slot gives another expert of its own to a node with room. Each such migration fills a
-place that was free and frees one that is needed, so there are no more of them than vacant slots.
+node whose turn it is to fill the slot gives another expert of its own to a node with room. It gives only what makes
+room enough, and fills the slot as soon as that is gone: each such migration leads to one more filled slot, so they come
+to an end also where there is too little room for all.
 """
 
 from __future__ import annotations
@@ -30,25 +31,28 @@ class Easing:
     def advance(self) -> None:
         """Give an expert away if that has been the only way for a while; one at a time."""
         desk = self._desk
-        if desk.leaving or not self._custodian.is_cramped:
+        cramped = self._custodian.cramped
+        if desk.leaving or cramped is None:
             self._give_at_s = NEVER_S
             self._tried.clear()
         elif self._give_at_s == NEVER_S:
             self._give_at_s = desk.now + desk.config.ease_after_s
         elif desk.now >= self._give_at_s:
             self._give_at_s = desk.now + desk.config.ease_after_s
-            if not len(self._donors) and not self._give():
+            short_bytes = desk.expert_bytes[cramped] - desk.ledger.free_bytes
+            if not len(self._donors) and not self._give(short_bytes):
                 self._tried.clear()  # views change: go round again
 
     def next_s(self) -> float:
         """When `advance` has something to do."""
         return self._give_at_s
 
-    def _give(self) -> bool:
-        """Offer the first expert that somebody has room for; those first of which this node is no guardian."""
+    def _give(self, short_bytes: int) -> bool:
+        """Offer an expert of that size or more to somebody with room; those first of which this node is no guardian."""
         desk = self._desk
         guarded = {expert for expert, nodes in desk.plan.guardians.items() if desk.me in nodes}
-        for expert in sorted(desk.book.standing(), key=lambda expert: (expert in guarded, expert)):
+        large = [expert for expert in desk.book.standing() if desk.expert_bytes[expert] >= short_bytes]
+        for expert in sorted(large, key=lambda expert: (expert in guarded, expert)):
             for peer in takers(desk, self._donors, expert):
                 if (expert, peer) not in self._tried and has_room(desk, self._donors, peer, expert):
                     self._tried.add((expert, peer))

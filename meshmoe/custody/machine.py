@@ -23,7 +23,7 @@ from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.core.messages import Message
 from meshmoe.custody.agenda import Agenda
 from meshmoe.custody.book import Book
-from meshmoe.custody.claims import Life
+from meshmoe.custody.claims import Custody, Life
 from meshmoe.custody.config import CustodyConfig
 from meshmoe.custody.custodian import Custodian
 from meshmoe.custody.desk import Desk
@@ -144,6 +144,19 @@ class CustodyMachine:
     def missing_bytes(self) -> int:
         """What the nodes in view lack to hold every expert once."""
         return self._desk.plan.missing_bytes
+
+    @property
+    def questions(self) -> int:
+        """Experts about which a question of this node is out."""
+        return len(self._desk.book.asking)
+
+    def record(self, expert: ExpertId) -> Custody:
+        """All that this node keeps about an expert."""
+        return self._desk.book[expert]
+
+    def slots_wanted(self, expert: ExpertId) -> int:
+        """How many custodians this node thinks an expert should have."""
+        return self._desk.plan.slots(expert)
 
     def next_deadline(self) -> float:
         """When to `Tick` next."""
