@@ -53,7 +53,7 @@ def guardian_plan(experts: Sequence[tuple[ExpertId, int]], capacity_bytes: Mappi
     if not nodes:
         return GuardianPlan(by_node, [e for e, _ in ordered], sum(size for _, size in ordered))
     room = [capacity_bytes[node] for node in nodes]
-    preference = np.argsort(-_scores([e for e, _ in ordered], nodes, room), axis=1, kind="stable").tolist()
+    preference = np.argsort(-rendezvous_scores([e for e, _ in ordered], nodes, room), axis=1, kind="stable").tolist()
     taken: list[set[int]] = [set() for _ in ordered]
     uncovered: list[ExpertId] = []
     for slot in range(len(nodes)):
@@ -75,8 +75,10 @@ def guardian_plan(experts: Sequence[tuple[ExpertId, int]], capacity_bytes: Mappi
     return GuardianPlan(by_node, uncovered, sum(sizes[e] for e in uncovered))
 
 
-def _scores(experts: Sequence[ExpertId], nodes: Sequence[NodeId], weights: Sequence[int]) -> NDArray[np.float64]:
-    """``[experts, nodes]`` rendezvous scores; larger is better."""
+def rendezvous_scores(
+    experts: Sequence[ExpertId], nodes: Sequence[NodeId], weights: Sequence[int]
+) -> NDArray[np.float64]:
+    """``[experts, nodes]`` weighted rendezvous scores; larger is better."""
     node_seed = np.array(
         [int.from_bytes(hashlib.blake2b(node.encode(), digest_size=8).digest(), "big") for node in nodes],
         dtype=np.uint64,

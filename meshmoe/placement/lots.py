@@ -1,0 +1,275 @@
+"""Which lots two nodes put on the table, and what each end says they are worth.
+
+The proposer knows its own trace, and of its partner what gossip tells: what it holds and owns, and how often it calls
+each expert. It offers, layer by layer, to take what its partner owns, to give what it owns, and to trade; in several
+sizes up to everything, because a part of a layer may be worth nothing where the whole is worth a lot. Orders come from
+its own elimination, and from the partner's demand. Each end adds lots that concern its own copies only: room for what
+it takes must come from somewhere.
+
+An end's price is the fall of its own cost, less what moving the bytes costs over the horizon, less an upper bound of
+what *others* lose by a copy that goes: demand for it times the seconds by which its next holder is farther (the slowest
+branch of a set cannot slow down by more than the sum of its branches). So where views are right, no exchange raises the
+mesh's cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from meshmoe.placement.bargain import PRICE_SCALE, Lot
+from meshmoe.placement.cost import NOBODY_S, Branches
+from meshmoe.placement.pricing import Mask, Pricer
+from meshmoe.placement.trace import Floats, Ints, Trace
+from meshmoe.placement.world import Holders, ModelShape, NodeSpec
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Experts in a lot; the whole of what there is comes on top."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a node believes of the mesh: from its own measurements and from gossip.
+
+    Attributes:
+        shape: The model.
+        time_s: ``[nodes, nodes]``, seconds until one row of an expert is back: ``[caller, holder]``.
+        byte_s: ``[nodes, nodes]``, seconds a byte.
+        row_s: ``[nodes]``, compute of each further row.
+        holders: Who holds what.
+        owner: ``[layers, experts]``, position of the owner; -1 where there is no such expert.
+        demand: ``[nodes, layers, experts]``, calls a second.
+    """
+
+    shape: ModelShape
+    time_s: Floats
+    byte_s: Floats
+    row_s: Floats
+    holders: Holders
+    owner: Ints
+    demand: Floats
+
+    def owned(self, node: int) -> Mask:
+        """What a node owns: ``[layers, experts]``."""
+        owned: Mask = self.owner == node
+        return owned
+
+    def branches(self, node: int, partner: int | None = None) -> Branches:
+        """The node's way to every expert elsewhere.
+
+        Args:
+            node: Who calls.
+            partner: Counted as a holder of everything that the node owns: where it would find what it gives away.
+        """
+        others = self.holders.copy()
+        others[node] = False
+        if partner is not None:
+            others[partner] |= self.owned(node)
+        best = np.where(others, self.time_s[node][:, None, None], np.inf).argmin(axis=0)
+        held = others.any(axis=0)
+        wire_s = 2 * self.shape.row_bytes * self.byte_s[node]
+        call_s = np.where(held, (self.time_s[node] - wire_s)[best], NOBODY_S)
+        return Branches(call_s, self.byte_s[node][best], self.row_s[best])
+
+    def regret(self, node: int) -> Floats:
+        """What all others lose, at most, if a node drops an expert: ``[layers, experts]`` seconds a second.
+
+        Where the node is an expert's only holder, nothing is said.
+        """
+        total = np.zeros(self.owner.shape)
+        without = self.holders.copy()
+        without[node] = False
+        for caller in range(len(self.holders)):
+            if caller == node:
+                continue
+            time_s = self.time_s[caller][:, None, None]
+            now = np.where(self.holders, time_s, np.inf).min(axis=0)
+            then = np.where(without, time_s, np.inf).min(axis=0)
+            known = np.isfinite(then)
+            rise = np.where(known, np.where(known, then, 0.0) - np.where(known, now, 0.0), 0.0)
+            total += np.where(self.holders[caller], 0.0, self.demand[caller] * rise)
+        return total
+
+    def passing_regret(self, source: int, target: int) -> Floats:
+        """What nodes other than these two lose, at most, if an expert is at ``target`` instead of ``source``."""
+        total = np.zeros(self.owner.shape)
+        after = self.holders.copy()
+        after[source], after[target] = False, True
+        for caller in range(len(self.holders)):
+            if caller in (source, target):
+                continue
+            time_s = self.time_s[caller][:, None, None]
+            now = np.where(self.holders, time_s, np.inf).min(axis=0)
+            then = np.where(after, time_s, np.inf).min(axis=0)
+            rise = np.maximum(0.0, np.where(np.isfinite(now), then - now, 0.0))
+            total += np.where(self.holders[caller], 0.0, self.demand[caller] * rise)
+        return total
+
+
+@dataclass(frozen=True)
+class Side:
+    """One end of a bargain.
+
+    Attributes:
+        outlook: What it believes.
+        me: Its position.
+        other: Its partner's.
+        pricer: Its own, with the partner as holder of what it would give.
+        move_s: Seconds a second that bringing in one byte costs, over the horizon.
+    """
+
+    outlook: Outlook
+    me: int
+    other: int
+    pricer: Pricer
+    move_s: float
+
+    @classmethod
+    def of(cls, outlook: Outlook, me: int, other: int, spec: NodeSpec, trace: Trace, move_s: float) -> Side:
+        """Take a seat."""
+        pricer = Pricer(outlook.shape, spec, trace, outlook.branches(me, other))
+        return cls(outlook, me, other, pricer, move_s)
+
+    def propose(self) -> list[Lot]:
+        """Lots of all layers, of the proposer, which is *one*."""
+        return [lot for layer in range(self.outlook.shape.layers) for lot in self._lots(layer)]
+
+    def own_lots(self) -> list[Lot]:
+        """Lots that concern only the copies of the partner, which is *two*."""
+        lots = []
+        for layer in range(self.outlook.shape.layers):
+            adds, drops = self._copies(layer)
+            lots += [Lot(layer, two_adds=experts) for experts in adds]
+            lots += [Lot(layer, two_drops=experts) for experts in drops]
+        return lots
+
+    def prices(self, lots: Sequence[Lot], *, proposer: bool) -> list[int]:
+        """What each lot is worth to this end.
+
+        Args:
+            lots: From `propose` and `own_lots` of the two ends.
+            proposer: Whether this end is *one*.
+        """
+        result = [0] * len(lots)
+        by_layer: dict[int, list[int]] = {}
+        for position, lot in enumerate(lots):
+            by_layer.setdefault(lot.layer, []).append(position)
+        copies = self.outlook.regret(self.me)
+        passing = self.outlook.passing_regret(self.me, self.other)
+        for layer, positions in by_layer.items():
+            now = self.outlook.holders[self.me, layer]
+            held = np.repeat(now[None], len(positions), axis=0)
+            charge = np.zeros(len(positions))
+            for row, position in enumerate(positions):
+                lot = lots[position]
+                adds, drops, given = (
+                    (lot.one_adds, lot.one_drops, lot.to_two) if proposer else (lot.two_adds, lot.two_drops, lot.to_one)
+                )
+                held[row, list(adds)] = True
+                held[row, list(drops)] = False
+                charge[row] = len(adds) * float(self.outlook.shape.expert_bytes[layer].max()) * self.move_s
+                passed = set(given)
+                for expert in drops:
+                    charge[row] += passing[layer, expert] if expert in passed else copies[layer, expert]
+            gains = self.pricer.cost(layer, now) - self.pricer.cost(layer, held) - charge
+            for position, gain in zip(positions, gains, strict=True):
+                result[position] = int(np.floor(gain * PRICE_SCALE))
+        return result
+
+    # -- which lots ------------------------------------------------------------
+
+    def _copies(self, layer: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Sets of copies that this end might make, and drop."""
+        outlook = self.outlook
+        held, exists = outlook.holders[self.me, layer], outlook.shape.exists[layer]
+        wanted = self.pricer.eliminate(layer, exists, held)[0][::-1]
+        unwanted = self.pricer.eliminate(layer, held, held & (outlook.owner[layer] == self.me))[0]
+        return list(_prefixes(wanted)), list(_prefixes(unwanted))
+
+    def _lots(self, layer: int) -> Iterator[Lot]:
+        outlook = self.outlook
+        exists, owner = outlook.shape.exists[layer], outlook.owner[layer]
+        mine, theirs = outlook.holders[self.me, layer], outlook.holders[self.other, layer]
+        i_own, they_own = owner == self.me, owner == self.other
+        wanted = self.pricer.eliminate(layer, exists, mine)[0][::-1]
+        unwanted = self.pricer.eliminate(layer, mine, np.zeros_like(mine))[0]
+        for adds in _prefixes(wanted):
+            yield Lot(layer, one_adds=adds)
+        for drops in _prefixes(unwanted[~i_own[unwanted]]):
+            yield Lot(layer, one_drops=drops)
+        takes = self._take_orders(layer, wanted)
+        gives = self._give_orders(layer, unwanted)
+        seen: set[Lot] = set()
+        for taken in {s for order in takes for s in _prefixes(order)}:
+            for lot in self._pass(layer, taken, (), mine, theirs):
+                seen.add(lot)
+        for given in {s for order in gives for s in _prefixes(order)}:
+            for lot in self._pass(layer, (), given, mine, theirs):
+                seen.add(lot)
+        for order_in in takes:
+            for order_out in gives:
+                for count in SIZES:
+                    if count > min(len(order_in), len(order_out)):
+                        break
+                    seen.update(self._pass(layer, _sorted(order_in[:count]), _sorted(order_out[:count]), mine, theirs))
+        # What both hold: ownership may pass to the other end, which frees one of them of the duty to hold it.
+        shared = mine & theirs
+        for drops in _prefixes(unwanted[(shared & i_own)[unwanted]]):
+            seen.add(Lot(layer, to_two=drops, one_drops=drops))
+        calm = np.argsort(outlook.demand[self.other, layer], kind="stable")
+        for drops in _prefixes(calm[(shared & they_own)[calm]]):
+            seen.add(Lot(layer, to_one=drops, two_drops=drops))
+        yield from sorted(seen, key=_order)
+
+    def _take_orders(self, layer: int, wanted: Ints) -> list[Ints]:
+        """What the other owns and this end lacks: most wanted first; least missed there first."""
+        can = self.outlook.owner[layer] == self.other
+        can &= ~self.outlook.holders[self.me, layer]
+        calm = np.argsort(self.outlook.demand[self.other, layer], kind="stable")
+        return [wanted[can[wanted]], calm[can[calm]]]
+
+    def _give_orders(self, layer: int, unwanted: Ints) -> list[Ints]:
+        """What this end owns and the other lacks: least missed here first; most called there first."""
+        can = self.outlook.owner[layer] == self.me
+        can &= ~self.outlook.holders[self.other, layer]
+        keen = np.argsort(-self.outlook.demand[self.other, layer], kind="stable")
+        return [unwanted[can[unwanted]], keen[can[keen]]]
+
+    def _pass(
+        self, layer: int, taken: tuple[int, ...], given: tuple[int, ...], mine: Mask, theirs: Mask
+    ) -> Iterator[Lot]:
+        """Ownership that passes; whoever gave it drops the expert, or keeps a copy."""
+        adds, gets = tuple(e for e in taken if not mine[e]), tuple(e for e in given if not theirs[e])
+        yield Lot(layer, taken, given, adds, given, gets, taken)
+        if taken and not given:
+            yield Lot(layer, taken, one_adds=adds)
+        if given and not taken:
+            yield Lot(layer, to_two=given, two_adds=gets)
+
+
+def _prefixes(order: Ints) -> Iterator[tuple[int, ...]]:
+    """The first one, two ... of an order, and all of it; each ascending."""
+    for count in sorted({*(size for size in SIZES if size < len(order)), len(order)} - {0}):
+        yield _sorted(order[:count])
+
+
+def _sorted(experts: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(int(e) for e in experts))
+
+
+def _order(lot: Lot) -> tuple[tuple[int, ...], ...]:
+    return (lot.to_one, lot.to_two, lot.one_adds, lot.one_drops, lot.two_adds, lot.two_drops)
+
+
+def apply(lots: Sequence[Lot], one: int, two: int, holders: Holders, owner: Ints) -> None:
+    """Carry chosen lots out on a plan, in place."""
+    for lot in lots:
+        for node, adds, drops, gets in (
+            (one, lot.one_adds, lot.one_drops, lot.to_one),
+            (two, lot.two_adds, lot.two_drops, lot.to_two),
+        ):
+            holders[node, lot.layer, list(adds)] = True
+            holders[node, lot.layer, list(drops)] = False
+            owner[lot.layer, list(gets)] = node
