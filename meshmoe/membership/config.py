@@ -65,6 +65,9 @@ class MembershipConfig:
             doubles each time: many may be joining, or a partition healing.
         dead_probe_interval_s: One random dead member is probed each interval, which heals partitions: with ``d`` dead
             and ``m`` living nodes the first contact takes about ``dead_probe_interval_s / m``.
+        left_probe_interval_s: One random member that left is probed each interval, at the address where it was: it may
+            be back, in a mesh of others who were away when it came (two nodes restarted at once that welcomed each
+            other). Costs a connection and a probe an interval for as long as somebody who left is remembered.
         dead_retain_s: A dead member is remembered (and probed) so long, then forgotten.
         left_retain_s: A member that left is remembered so long, so that stale news cannot bring it back.
         conflict_grace_s: Messages of an earlier life within this time after its replacement were in flight; later ones
@@ -95,6 +98,7 @@ class MembershipConfig:
     piggyback_bytes: int = 1000
     sync_interval_s: float = 15.0
     dead_probe_interval_s: float = 2.0
+    left_probe_interval_s: float = 10.0
     dead_retain_s: float = 3600.0
     left_retain_s: float = 600.0
     conflict_grace_s: float = 3.0
@@ -131,6 +135,7 @@ WAN = MembershipConfig(
     gossip_fanout=4,
     sync_interval_s=30.0,
     dead_probe_interval_s=5.0,
+    left_probe_interval_s=20.0,
     late_unit_s=0.5,
     conflict_grace_s=5.0,
 )

@@ -33,6 +33,7 @@ class TimerKind(IntEnum):
     GOSSIP = auto()  # spread news
     SYNC = auto()  # exchange the whole table with somebody
     PROBE_DEAD = auto()  # see whether one of the dead is back
+    VISIT = auto()  # see whether one of those who left is back
     FAREWELL = auto()  # say goodbye again
 
 

@@ -75,6 +75,7 @@ class Membership:
         self._set(TimerKind.ROUND, now + rng.uniform(0, config.probe_interval_s))
         self._set(TimerKind.SYNC, now + rng.uniform(0, config.sync_interval_s))
         self._set(TimerKind.PROBE_DEAD, now + rng.uniform(0, config.dead_probe_interval_s))
+        self._set(TimerKind.VISIT, now + rng.uniform(0, config.left_probe_interval_s))
 
     # -- what others may ask ------------------------------------------------------------
 
@@ -289,6 +290,9 @@ class Membership:
             case TimerKind.PROBE_DEAD:
                 self._set(TimerKind.PROBE_DEAD, now + config.dead_probe_interval_s)
                 self._probe_dead()
+            case TimerKind.VISIT:
+                self._set(TimerKind.VISIT, now + config.left_probe_interval_s)
+                self._visit()
             case TimerKind.FAREWELL:
                 self._farewell(now)
 
@@ -304,6 +308,15 @@ class Membership:
         dead = [member for member in self._table.members.values() if member.state is MemberState.DEAD]
         if dead:
             self._prober.knock(self._local.rng.choice(dead))
+
+    def _visit(self) -> None:
+        """Whoever left may be back in another mesh, which nobody here has heard of: look where it was."""
+        self._table.end_visit()
+        left = [member for member in self._table.members.values() if member.state is MemberState.LEFT]
+        if left:
+            member = self._local.rng.choice(left)
+            self._table.visit(member.node)
+            self._prober.knock(member)
 
     def _gossip(self) -> None:
         present = self._table.present()

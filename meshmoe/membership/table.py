@@ -3,7 +3,7 @@
 All changes of belief go through `MemberTable.hear` (somebody's word) or `MemberTable.convict` (this node's own
 verdict). Invariants: a member's standing only rises in the order of `meshmoe.membership.member`; every suspect has a
 `Suspicion` and two timers (verify, judge); every member that is alive, suspect or dead is connected, one that left is
-not; a verdict is passed only by a node whose own probes of the suspect have failed during the suspicion.
+not, but for a visit; a verdict is passed only by a node whose own probes of the suspect have failed during the suspicion.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class MemberTable:
         self._connected: dict[NodeId, Endpoints] = {}
         self._life_since_s: dict[NodeId, float] = {}
         self._conflicts: dict[NodeId, int] = {}
+        self._visited: NodeId | None = None
 
     def present(self, *, but: NodeId | None = None, alive_only: bool = False) -> list[NodeId]:
         """Names of the members that count as here, in the order in which they were met."""
@@ -162,6 +163,19 @@ class MemberTable:
         self._local.out.append(Connect(node, endpoints))
         self._local.out.append(Send(node, MemberNews([self.update_of(node)])))
 
+    def visit(self, node: NodeId) -> None:
+        """Connect to a member that left, until `end_visit`."""
+        member = self.members[node]
+        self._visited = node
+        self._connected[node] = member.endpoints
+        self._local.out.append(Connect(node, member.endpoints))
+
+    def end_visit(self) -> None:
+        """Nobody has answered, or a later life has, which stays connected."""
+        node, self._visited = self._visited, None
+        if node is not None and node in self.members and self.members[node].state is LEFT:
+            self._disconnect(node)
+
     def sync(self, peer: NodeId, *, wants_reply: bool) -> None:
         """Send the whole table, in as many messages as it takes."""
         updates = [self._local.update(), *(self._update(member) for member in self.members.values())]
@@ -200,8 +214,9 @@ class MemberTable:
             self._disconnect(node)
         if spread:
             self._local.queue.put(self._update(member, accusers))
-        if was is DEAD and member.state.present:
-            # A partition may have healed: compare all, so that everybody wrongly buried on either side hears of it.
+        if member.state.present and (was is DEAD or (new_life and node == self._visited)):
+            # A partition may have healed: compare all, so that everybody wrongly buried on either side hears of it. Or
+            # two meshes have met.
             self.upheaval = True
             self.sync(node, wants_reply=True)
 

@@ -93,12 +93,9 @@ class Chaos:
         if not within and not self._rates.beyond:
             return
         self.counts["crashes" if within else "crashes beyond"] += 1
-        victim.process.end()
-        if not within:
-            world.checker.forgive()
+        if not within and victim.custody is not None:
+            world.checker.forgive(victim.custody.machine.custody)
         world.crash(victim)
-        if not within:
-            world.checker.forgive()
         wiped = within and self._rng.random() < self._rates.wipe
         self.down[victim.name] = world.new_disk(whole_model=False) if wiped else victim.disk
 

@@ -7,6 +7,7 @@ chaos whom it may crash without breaking the assumption that S1 is made under; w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from meshmoe.core.ids import ExpertId, NodeId
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from meshmoe.sim.node import SimNode
     from meshmoe.sim.world import World
 
-CLOCK_RATE_MIN = 0.9
-"""No clock is slower: a question is over after ``ask_timeout_s`` divided by this."""
+WINDOW_S = DEFAULT.ask_timeout_s / 0.9
+"""By then the questions that were out are over, also by the slowest clock."""
 
 
 class InvariantError(AssertionError):
@@ -39,6 +40,7 @@ class Checker:
         self._kept: set[ExpertId] = set()
         """Experts that have had a custodian, and must have one from then on."""
         self._hit_s: dict[ExpertId, float] = {}
+        self._forgiven_until_s: dict[ExpertId, float] = {}
         self._epochs: dict[tuple[NodeId, int, ExpertId, int], int] = {}
         self._seen: dict[tuple[NodeId, int], dict[ExpertId, tuple[Claim, ...]]] = {}
         self._written: dict[tuple[str, int, str, int], bytes | None] = {}
@@ -106,7 +108,7 @@ class Checker:
     def custody_changed(self, node: SimNode) -> None:
         """A node has made or released claims."""
         assert node.custody is not None
-        self._kept |= node.custody.machine.custody.keys()
+        self._keep(node.custody.machine.custody)
         self.coverage()
 
     def look(self) -> None:
@@ -115,8 +117,12 @@ class Checker:
             if node.custody is not None:
                 self._memory(node)
                 self._claims_seen(node)
-                self._kept |= node.custody.machine.custody.keys()
+                self._keep(node.custody.machine.custody)
         self.coverage()
+
+    def _keep(self, experts: Iterable[ExpertId]) -> None:
+        now = self._world.clock.now
+        self._kept |= {expert for expert in experts if now > self._forgiven_until_s.get(expert, -1.0)}
 
     def _memory(self, node: SimNode) -> None:
         assert node.custody is not None
@@ -153,9 +159,15 @@ class Checker:
         for expert in experts:
             self._hit_s[expert] = self._world.clock.now
 
-    def forgive(self) -> None:
-        """More was crashed than is promised to be survived: what has no custodian now need not have one."""
-        self._kept &= self._covered()
+    def forgive(self, experts: Iterable[ExpertId]) -> None:
+        """A custodian crashes beyond what is promised to be survived.
+
+        These experts need not have a custodian, nor keep one that they have until answers of the dead are not believed
+        any more.
+        """
+        for expert in experts:
+            self._kept.discard(expert)
+            self._forgiven_until_s[expert] = self._world.clock.now + WINDOW_S
 
     def has_left(self, node: SimNode) -> None:
         """A node has gone; what it could not hand over, and said so, is nobody's promise any more."""
@@ -171,9 +183,8 @@ class Checker:
             return True
         living = [node.custody.machine for node in self._world.living() if node.custody is not None]
         others = [machine for machine in living if machine is not victim.custody.machine]
-        window_s = DEFAULT.ask_timeout_s / CLOCK_RATE_MIN
         for expert, slot in victim.custody.machine.custody.items():
-            if self._world.clock.now - self._hit_s.get(expert, -1e9) <= window_s:
+            if self._world.clock.now - self._hit_s.get(expert, -1e9) <= WINDOW_S:
                 return False
             slots = {machine.custody[expert] for machine in others if expert in machine.custody}
             if not slots - {slot}:

@@ -86,10 +86,16 @@ def _expert_problem(world: World, expert: ExpertId, machines: Iterable[CustodyMa
 
 
 def _has_room(world: World, expert: ExpertId, machines: Iterable[CustodyMachine]) -> bool:
-    """Whether the mesh can hold every expert once, or some node without this expert has room for it."""
+    """Whether some node without this expert has room for it, or can make some.
+
+    Experts of one size can always be moved until they fit, if the mesh holds every expert once. Experts of several
+    sizes may not fit into what room the others leave; packing them better is nobody's duty.
+    """
     size_bytes = world.expert_bytes[expert]
+    same_size = len(set(world.expert_bytes.values())) == 1
     return any(
-        not machine.missing_bytes or (expert not in machine.custody and machine.free_bytes >= size_bytes)
+        (same_size and not machine.missing_bytes)
+        or (expert not in machine.custody and machine.free_bytes >= size_bytes)
         for machine in machines
     )
 

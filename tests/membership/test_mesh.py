@@ -269,6 +269,21 @@ def test_clock_set_back():
 
 
 @seeds
+def test_nodes_that_left_and_came_back_to_each_other_are_found(seed):
+    net = VirtualNet(seed)
+    nodes = net.mesh(5)
+    for node in nodes[:2]:
+        net.leave(node)
+    net.run(5)
+    assert all(net.believe(node, LEFT) for node in nodes[:2])
+    first, second = (net.start(node.node, same_place=True) for node in nodes[:2])
+    net.introduce(second, first)  # of the other three they know nothing
+    assert net.run(40, until=net.converged)
+    net.run(60)
+    assert net.converged()
+
+
+@seeds
 def test_duplicated_and_reordered_messages_do_no_harm(seed):
     net = VirtualNet(seed, path=Path(delay_s=0.001, jitter_s=0.3, duplication=0.5))
     net.mesh(10)
