@@ -3,7 +3,8 @@
 All changes of belief go through `MemberTable.hear` (somebody's word) or `MemberTable.convict` (this node's own
 verdict). Invariants: a member's standing only rises in the order of `meshmoe.membership.member`; every suspect has a
 `Suspicion` and two timers (verify, judge); every member that is alive, suspect or dead is connected, one that left is
-not, but for a visit; a verdict is passed only by a node whose own probes of the suspect have failed during the suspicion.
+not, but for a visit; a verdict is passed only by a node whose own probes of the suspect have failed during the
+suspicion.
 """
 
 from __future__ import annotations
