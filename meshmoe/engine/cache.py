@@ -68,19 +68,37 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transforme
         """Append keys ``[1, heads, T, d]`` and values ``[1, heads, T, d']``; returns views of all there are."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self._length + key_states.shape[-2]
+        begin, end = self._length, self._length + key_states.shape[-2]
+        keys, values = self._ensure(key_states, value_states, end)
+        keys[..., begin:end, :] = key_states
+        values[..., begin:end, :] = value_states
+        return self.advance(end - begin)
+
+    def room(self) -> tuple[Tensor, Tensor]:
+        """Keys and values with room for at least one more token, for whoever writes them in place and then advances.
+
+        Both are ``[1, heads, room, d]``, contiguous. Only for a cache that has been fed.
+        """
+        assert self.keys is not None and self.values is not None
+        return self._ensure(self.keys, self.values, self._length + 1)
+
+    def advance(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Count tokens that have been written into the room; returns views of all there are."""
+        assert self._room is not None
+        self._length += tokens
+        keys, values = (room[..., : self._length, :] for room in self._room)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def _ensure(self, keys: Tensor, values: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Room for ``end`` tokens; keys and values say of which shape and dtype."""
         if self._room is None or end > self._room[0].shape[-2]:
             capacity = end + max(_GROWTH_TOKENS, end // 8)
             self._room = (
-                self._grown(key_states, self._room and self._room[0], capacity),
-                self._grown(value_states, self._room and self._room[1], capacity),
+                self._grown(keys, self._room and self._room[0], capacity),
+                self._grown(values, self._room and self._room[1], capacity),
             )
-        keys, values = self._room
-        keys[..., self._length : end, :] = key_states
-        values[..., self._length : end, :] = value_states
-        self._length = end
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
+        return self._room
 
     def _grown(self, new: Tensor, old: Tensor | None, capacity: int) -> Tensor:
         room = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))

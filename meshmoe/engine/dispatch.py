@@ -96,7 +96,7 @@ class RequestDispatch:
             else:
                 resident.append((group, held))
                 stats.expert_calls_local += tokens
-        call = self._send(layer, hidden, missing) if missing else None
+        call = self.send(layer, hidden, missing) if missing else None
         outputs: dict[int, Tensor] = {}
         try:
             for group, held in resident:
@@ -107,19 +107,27 @@ class RequestDispatch:
                 call.abandon()
             raise
         if call is not None:
-            outputs |= self._receive(call, layer, hidden, missing)
+            outputs |= self.receive(call, layer, hidden, missing)
         return combine(hidden, grouping, outputs, accumulate_dtype(experts.module, hidden, weights))
 
-    def _send(self, layer: int, hidden: Tensor, missing: list[Group]) -> Call[dict[int, Tensor]]:
+    def send(self, layer: int, hidden: Tensor, missing: list[Group]) -> Call[dict[int, Tensor]]:
+        """Ask the mesh for experts that are not resident.
+
+        Args:
+            layer: MoE layer ordinal.
+            hidden: ``[T, H]``, the layer's input; must not change until the answer is there.
+            missing: What they have to do.
+        """
         if self.remote is None:
             named = ", ".join(str(ExpertId(layer, group.expert)) for group in missing)
             raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
         rows = {group.expert: group.rows.tolist() for group in missing}
         return self.job.call(self.remote.compute, LayerCall(layer, aligned(hidden), rows, self.decode, self.stats))
 
-    def _receive(
+    def receive(
         self, call: Call[dict[int, Tensor]], layer: int, hidden: Tensor, missing: list[Group]
     ) -> dict[int, Tensor]:
+        """Wait for the outputs that `send` asked for, by expert."""
         if self.decode:
             self.stats.decode_rounds += 1
         else:

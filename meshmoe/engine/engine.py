@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import trio
 from torch import Tensor
@@ -25,6 +26,9 @@ from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import GenerationEvent, GenerationRequest, GenerationStats
 from meshmoe.engine.sampling import check_params
 from meshmoe.engine.schedule import Priority
+
+if TYPE_CHECKING:
+    from meshmoe.engine.lean.request import LeanEngine
 
 _WINDOW_S = 10.0
 
@@ -96,6 +100,7 @@ class Engine:
         self.pool = pool
         self.limits = limits
         self.counts = ActivationCounts.zeros([layer.n_experts for layer in model.layers])
+        self._lean = _lean_engine(model, pool)
         self._remote = remote
         self._compute = compute
         self._admission = Admission(limits.active_max, limits.queue_max)
@@ -128,7 +133,7 @@ class Engine:
             stats = GenerationStats(queue_s=perf_counter() - arrived)
             stream = EventStream(self.limits.events_max)
             generation = Generation(
-                self.model, self.pool, self._remote, self.counts, request, tokens_max, stream, stats
+                self.model, self.pool, self._remote, self.counts, request, tokens_max, stream, self._lean, stats
             )
             failure: Exception | None = None
             async with trio.open_nursery() as nursery:
@@ -257,6 +262,14 @@ class Engine:
         if any(not 0 <= min(numbers) <= max(numbers) < count for numbers in rows):
             raise RequestError(f"an expert call names rows outside of its {count} hidden states")
         return rows
+
+
+def _lean_engine(model: MoeModel, pool: ExpertPool) -> LeanEngine | None:
+    if model.lean is None:
+        return None
+    from meshmoe.engine.lean.request import LeanEngine  # needs numba, which a model with a lean path has found
+
+    return LeanEngine(model.lean, pool, [layer.n_experts for layer in model.layers])
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -24,6 +24,9 @@ from meshmoe.engine.request import FinishEvent, GenerationRequest, GenerationSta
 from meshmoe.engine.sampling import Choice, Sampler
 from meshmoe.engine.schedule import Priority
 
+if TYPE_CHECKING:
+    from meshmoe.engine.lean.request import LeanEngine
+
 
 @dataclass(slots=True)
 class Generation:
@@ -37,6 +40,7 @@ class Generation:
         request: A valid request.
         tokens_max: Tokens to write at most, at least 1; the prompt and these fit into the context.
         stream: Takes the events.
+        lean: Makes the lean path's decode steps; None where the trunk itself computes them.
         stats: The request's counters.
         context_tokens: Tokens in its cache; anyone may read this.
         admitted_at: ``perf_counter()`` when it got its place among the active requests.
@@ -49,6 +53,7 @@ class Generation:
     request: GenerationRequest
     tokens_max: int
     stream: EventStream
+    lean: LeanEngine | None = None
     stats: GenerationStats = field(default_factory=GenerationStats)
     context_tokens: int = 0
     admitted_at: float = field(default_factory=perf_counter)
@@ -64,6 +69,7 @@ class Generation:
         stats.prompt_tokens = len(self.request.prompt_ids)
         sampler, text = Sampler(params, self.request.prompt_ids), _Text(model, params.stop)
         ids = list(self.request.prompt_ids)
+        lean = self.lean.request(dispatch) if self.lean is not None else None
         logits, cache = self._read(job, ids)
         reason = "length"
         while True:
@@ -91,7 +97,10 @@ class Generation:
             else:
                 dispatch.decode = True
                 job.turn(Priority.DECODE)
-                logits, cache = model.forward([choice.token_id], self.context_tokens, cache)
+                if lean is None:
+                    logits, cache = model.forward([choice.token_id], self.context_tokens, cache)
+                else:
+                    logits = lean.step(choice.token_id, self.context_tokens, cache)
                 self.context_tokens += 1
             stats.decode_steps += 1
         rest, stopped = text.finish()

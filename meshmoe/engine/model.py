@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,17 @@ from meshmoe.core.errors import CheckpointError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.cache import CacheTraits, new_cache, probe_cache
 from meshmoe.engine.experts import bind_experts
+from meshmoe.engine.kernels.choice import UnsupportedModelError, compiled
 from meshmoe.model.experts_modules import ExpertsModule
 from meshmoe.model.loading import load_trunk
 from meshmoe.model.source import WeightSource
+
+if TYPE_CHECKING:
+    from meshmoe.engine.lean.model import LeanModel
+
+_log = logging.getLogger(__name__)
+
+Decode = Literal["auto", "lean", "generic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,7 @@ class MoeModel:
         eos_ids: Tokens that end a text.
         cache: How its key-value cache behaves.
         expert_bytes: Size of an expert in memory, by layer ordinal.
+        lean: What decode steps are computed with; None for the trunk itself, as prompts are.
     """
 
     trunk: nn.Module
@@ -45,6 +55,7 @@ class MoeModel:
     eos_ids: frozenset[int]
     cache: CacheTraits
     expert_bytes: tuple[int, ...]
+    lean: LeanModel | None
     _options: dict[str, Any]
     _takes_positions: bool
 
@@ -81,15 +92,16 @@ class MoeModel:
         return out.logits[0, -1], out.past_key_values
 
 
-def load_moe_model(source: WeightSource, dtype: torch.dtype | None = None) -> MoeModel:
+def load_moe_model(source: WeightSource, dtype: torch.dtype | None = None, decode: Decode = "auto") -> MoeModel:
     """Load the trunk and the tokenizer, and bind the MoE layers.
 
     Args:
         source: A checkpoint, or a node's store with the trunk in it.
         dtype: To compute in; None for the checkpoint's own.
+        decode: Whether decode steps take the lean path: ``auto`` where it knows the family.
 
     Raises:
-        CheckpointError: Something is missing, damaged, or of no use.
+        CheckpointError: Something is missing, damaged, or of no use; or ``lean`` was asked for and cannot be had.
     """
     dtype = dtype or source.dtype
     trunk = load_trunk(source, dtype)
@@ -99,6 +111,7 @@ def load_moe_model(source: WeightSource, dtype: torch.dtype | None = None) -> Mo
     except Exception as error:
         raise CheckpointError(f"{source.directory}: the tokenizer cannot be loaded: {error}") from error
     accepted = inspect.signature(trunk.forward).parameters
+    cache = probe_cache(trunk, trunk.config)
     return MoeModel(
         trunk=trunk,
         tokenizer=tokenizer,
@@ -107,13 +120,34 @@ def load_moe_model(source: WeightSource, dtype: torch.dtype | None = None) -> Mo
         dtype=dtype,
         context_length=source.context_length,
         eos_ids=_eos_ids(trunk, tokenizer),
-        cache=probe_cache(trunk, trunk.config),
+        cache=cache,
         expert_bytes=tuple(
             sum(math.prod(shape) for shape in layer.parameters.values()) * dtype.itemsize for layer in source.layers
         ),
+        lean=_lean_model(trunk, source, layers, cache, decode),
         _options={"logits_to_keep": 1} if "logits_to_keep" in accepted else {},
         _takes_positions="position_ids" in accepted,
     )
+
+
+def _lean_model(
+    trunk: nn.Module, source: WeightSource, layers: tuple[ExpertsModule, ...], cache: CacheTraits, decode: Decode
+) -> LeanModel | None:
+    if decode == "generic":
+        return None
+    try:
+        if not compiled():
+            raise UnsupportedModelError("compiled kernels are not available on this machine")
+        from meshmoe.engine.lean.model import LeanModel  # needs numba
+
+        lean = LeanModel.of(trunk, layers, cache)
+    except UnsupportedModelError as error:
+        if decode == "lean":
+            raise CheckpointError(f"{source.directory}: no lean decoding: {error}; use generic or auto") from error
+        _log.info("decode steps take the generic path: %s", error)
+        return None
+    lean.warm()
+    return lean
 
 
 def _eos_ids(trunk: Any, tokenizer: Any) -> frozenset[int]:

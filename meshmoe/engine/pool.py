@@ -135,6 +135,10 @@ class ExpertPool:
         with self._lock:
             return dict(sorted(self._size_bytes.items()))
 
+    def weights(self) -> dict[ExpertId, ExpertWeights]:
+        """References to the weights of all resident experts at this moment."""
+        return self._resident.copy()
+
     def take(self, experts: Iterable[ExpertId]) -> list[ExpertWeights]:
         """References to the weights of several experts, all or none.
 

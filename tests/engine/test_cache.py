@@ -69,3 +69,19 @@ def test_chunks_cover_the_prompt(length):
     assert all(chunk.stop - chunk.start <= 256 for chunk in cut)
     assert list(CacheTraits(True, False, 1, 1).prompt_chunks(length)) == [slice(0, length)]
     assert list(CacheTraits(True, True, 1, 1, switch_tokens=0).prompt_chunks(length)) == [slice(0, length)]
+
+
+def test_a_layer_written_in_place_is_one_that_was_fed():
+    fed, written = GrowingLayer(), GrowingLayer()
+    steps = [torch.randn(2, 1, 3, 5 if i == 0 else 1, 4) for i in range(300)]
+    for i, (keys, values) in enumerate(steps):
+        fed.update(keys, values)
+        if i == 0:
+            written.update(keys, values)
+            continue
+        key_room, value_room = written.room()
+        key_room[:, :, 4 + i], value_room[:, :, 4 + i] = keys[:, :, 0], values[:, :, 0]
+        written.advance(1)
+    assert torch.equal(fed.keys, written.keys)
+    assert torch.equal(fed.values, written.values)
+    assert written.get_seq_length() == 304

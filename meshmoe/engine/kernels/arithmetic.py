@@ -54,13 +54,12 @@ def silu(x: np.float32) -> np.float32:
 
 
 @jit
-def linear(tag: Tag, w: int, bias: int, x: int, y: int, rows: int, n: int, k: int) -> None:
-    """Rows times a transposed matrix, rounded to the dtype of the weights.
+def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None:
+    """Rows times a transposed matrix, in float32.
 
     Args:
-        tag: Dtype of weights and bias, and what results are rounded to.
+        tag: Dtype of the weights.
         w: ``[n, k]`` weights.
-        bias: ``[n]``, or 0 for none.
         x: ``[rows, k]`` float32.
         y: ``[rows, n]`` float32; must not overlap ``x``.
         rows: 1 to 4.
@@ -82,6 +81,12 @@ def linear(tag: Tag, w: int, bias: int, x: int, y: int, rows: int, n: int, k: in
     else:
         for j in range(n):
             dots_1x4(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
+
+
+@jit
+def linear(tag: Tag, w: int, bias: int, x: int, y: int, rows: int, n: int, k: int) -> None:
+    """As `product`, with a bias (``[n]``, or 0 for none), rounded to the dtype of the weights."""
+    product(tag, w, x, y, rows, n, k)
     for r in range(rows):
         for j in range(n):
             value = read(F32_TAG, y, r * n + j)

@@ -29,6 +29,10 @@ except ImportError as error:  # numba publishes no build for every platform that
     _log.warning("compiled kernels are not available, torch computes everything: %s", error)
 
 
+class UnsupportedModelError(Exception):
+    """The lean decode path cannot run a model; the message says what is in the way."""
+
+
 def compiled() -> bool:
     """Whether compiled kernels can be had on this machine at all."""
     return _few_rows is not None

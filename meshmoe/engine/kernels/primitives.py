@@ -221,6 +221,56 @@ dots_1x3: Dots = cast(Dots, _make_dots(1, 3))
 dots_1x4: Dots = cast(Dots, _make_dots(1, 4))
 
 
+def _dot(_context: Any, tag: Any, w: Any, x: Any, n: Any) -> Any:
+    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        rows = [_pointer(builder, tag, arguments[1])], [_pointer(builder, types.float32, arguments[2])]
+        return _emit_dots(builder, tag, *rows, arguments[3])[0]
+
+    return types.float32(tag, types.int64, types.int64, types.int64), generate
+
+
+def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: Any, n: Any) -> Any:
+    def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        _tag, w, w_stride, x, y, rows, n = arguments
+        weights, factors, out = (
+            _pointer(builder, kind, at) for kind, at in ((tag, w), (types.float32, x), (types.float32, y))
+        )
+
+        def columns(begin: Any, end: Any, lanes: int) -> None:
+            type_ = ir.VectorType(_F32, lanes) if lanes > 1 else _F32
+            total = cgutils.alloca_once(builder, type_)
+            with cgutils.for_range_slice(builder, begin, end, _int(lanes), _I64) as (at, _):
+                builder.store(_fill(type_, 0), total)
+                with cgutils.for_range(builder, rows) as loop:
+                    place = builder.add(builder.mul(loop.index, w_stride), at)
+                    factor = builder.load(builder.gep(factors, [loop.index]))
+                    if lanes > 1:
+                        one = builder.insert_element(ir.Constant(type_, ir.Undefined), factor, ir.Constant(_I32, 0))
+                        factor = builder.shuffle_vector(one, one, _fill(ir.VectorType(_I32, lanes), 0))
+                    stored = _load(builder, tag, weights, place, lanes)
+                    builder.store(_fma(builder, factor, stored, builder.load(total)), total)
+                target = builder.gep(out, [at])
+                if lanes > 1:
+                    target = builder.bitcast(target, type_.as_pointer())
+                builder.store(builder.load(total), target, align=4)
+
+        vectors = builder.mul(builder.udiv(n, _int(_LANES)), _int(_LANES))
+        columns(_int(0), vectors, _LANES)
+        columns(vectors, n, 1)
+        return context.get_dummy_value()
+
+    return types.void(tag, *[types.int64] * 6), generate
+
+
+def _increment(_context: Any, address: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        place = builder.gep(builder.inttoptr(arguments[0], _I64.as_pointer()), [arguments[1]])
+        builder.store(builder.add(builder.load(place), _int(1)), place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
 def _read(_context: Any, tag: Any, address: Any, at: Any) -> Any:
     def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
         return _load(builder, tag, _pointer(builder, tag, arguments[1]), arguments[2], 1)
@@ -251,13 +301,6 @@ def _fused(_context: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-def _int_at(_context: Any, address: Any, at: Any) -> Any:
-    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        return builder.load(builder.gep(builder.inttoptr(arguments[0], _I64.as_pointer()), [arguments[1]]))
-
-    return types.int64(types.int64, types.int64), generate
-
-
 def _size_of(_context: Any, tag: Any) -> Any:
     return types.int64(tag), lambda _c, _builder, _s, _arguments: _int(_stored(tag)[1])
 
@@ -282,8 +325,15 @@ rounded = cast(Callable[[Tag, np.float32], np.float32], intrinsic(_rounded))
 fma = cast(Callable[[np.float32, np.float32, np.float32], np.float32], intrinsic(_fused))
 """``a * b + c`` with one rounding."""
 
-int_at = cast(Callable[[int, int], int], intrinsic(_int_at))
-"""``(address, i)``: the i-th int64."""
+dot = cast(Callable[[Tag, int, int, int], np.float32], intrinsic(_dot))
+"""``(tag, w, x, n)``: the sum of products of n numbers at ``w`` with n float32 at ``x``."""
+
+mix = cast(Callable[[Tag, int, int, int, int, int, int], None], intrinsic(_mix))
+"""``(tag, w, w_stride, x, y, rows, n)``: the sum of ``rows`` rows of n numbers at ``w``, each times its float32 at
+``x``, to n float32 at ``y``; each of the n sums goes row after row, with one rounding a step."""
+
+increment = cast(Callable[[int, int], None], intrinsic(_increment))
+"""``(address, i)``: add 1 to the i-th int64."""
 
 size_of = cast(Callable[[Tag], int], intrinsic(_size_of))
 """Bytes of a stored number."""
