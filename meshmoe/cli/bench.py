@@ -1,0 +1,48 @@
+"""``meshmoe bench``: measurements that anyone can repeat."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import msgspec
+
+from meshmoe.bench.placement import Gap, Score, compare, gap_to_optimum
+from meshmoe.bench.recorded import load_recorded
+from meshmoe.bench.tables import gap_table, score_tables, verdicts
+
+
+@click.group()
+def bench() -> None:
+    """Measurements that anyone can repeat."""
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="A few cells, in a minute.")
+@click.option("--json", "as_json", is_flag=True, help="All numbers, for programs.")
+@click.option("--optimum/--no-optimum", default=True, help="Compare with the optimum of small cases.")
+def placement(quick: bool, as_json: bool, optimum: bool) -> None:
+    """Compare placement policies on recorded routing.
+
+    Three nodes, each asked for one kind of text; policies are fitted to one half of the text and scored on the other.
+    """
+    names = ("edge-12m",) if quick else ("edge-12m", "edge-28m")
+    recorded = [load_recorded(name) for name in names]
+    scores: list[Score] = []
+    for cell in compare(recorded, quick=quick):
+        scores += cell
+        one = cell[0]
+        click.echo(f"{one.trace} {one.redundancy:g} {one.capacity} {one.link}", err=True)
+    gaps: list[Gap] = []
+    if optimum:
+        for tokens in (24,) if quick else (24, 60):
+            for redundancy in (1.2,) if quick else (1.0, 1.2, 1.5):
+                gaps += gap_to_optimum(recorded[0], redundancy, layers=2, tokens=tokens, time_limit_s=60.0)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode({"scores": scores, "gaps": gaps}).decode() + "\n")
+        return
+    click.echo("rounds / hit ratio / KiB / ms / p99 ms, a token, by redundancy\n")
+    click.echo(score_tables(scores))
+    click.echo("\n" + verdicts(scores))
+    if gaps:
+        click.echo("\n" + gap_table(gaps))
