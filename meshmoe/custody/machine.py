@@ -193,7 +193,10 @@ class CustodyMachine:
             case Received():
                 self._received(event.sender, event.generation, event.message)
             case ViewChanged():
+                storers = desk.survey.storers()
                 desk.agenda.add(desk.survey.update(event.nodes))
+                if desk.survey.storers() != storers:
+                    desk.agenda.add(desk.expert_bytes)  # what could be had, or not, may be otherwise now
                 self._replan()
             case Want():
                 wants = dict.fromkeys(expert for expert in event.experts if expert in desk.book)

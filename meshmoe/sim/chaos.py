@@ -63,7 +63,7 @@ class Chaos:
                 self._deeds[kind]()
 
     def heal(self) -> None:
-        """End all faults; whoever is down is started again, whoever is leaving goes on."""
+        """End all faults; most who are down are started again, whoever is leaving goes on."""
         world = self._world
         world.note("all is healed")
         world.network.heal()
@@ -72,6 +72,10 @@ class Chaos:
         for node in world.living():
             node.process.lag_s = 0.0
             node.process.resume()
+        for name in sorted(self.down):
+            if self._rng.random() < self._rates.stays_down and len(self.down) + len(world.living()) > 2:
+                world.note(f"{name} stays down")
+                del self.down[name]
         self.restart_all()
         for node in world.living():
             if node.custody is not None:
@@ -106,13 +110,14 @@ class Chaos:
             self._world.start(name, self.down.pop(name), moves=self._rng.random() < self._rates.moves)
 
     def _give(self) -> None:
-        donor, receiver = self._someone(), self._someone()
-        if donor is None or receiver is None or donor is receiver or donor.custody is None:
-            return
-        experts = sorted(donor.custody.machine.custody)
-        if experts:
-            self.counts["migrations"] += 1
-            donor.custody.feed(Give(self._rng.choice(experts), receiver.name))
+        for _ in range(self._rng.choice((1, 1, 5))):
+            donor, receiver = self._someone(), self._someone()
+            if donor is None or receiver is None or donor is receiver or donor.custody is None:
+                return
+            experts = sorted(donor.custody.machine.custody)
+            if experts:
+                self.counts["migrations"] += 1
+                donor.custody.feed(Give(self._rng.choice(experts), receiver.name))
 
     def _want(self) -> None:
         node = self._someone()

@@ -22,6 +22,7 @@ class FaultRates:
         event_gap_s: Mean time between two events.
         wipe: Share of crashes after which the disk is new.
         moves: Share of restarts at another address.
+        stays_down: Share of nodes that are down when all heals and are never started again.
         one_way: Share of splits that cut one direction only.
         beyond: Whether nodes may crash that hold the last standing claim; their disks are kept then.
         skew: Clock rates differ from true time by up to this share.
@@ -33,6 +34,7 @@ class FaultRates:
     event_gap_s: float
     wipe: float
     moves: float
+    stays_down: float
     one_way: float
     beyond: bool
     skew: float
@@ -48,7 +50,7 @@ def draw_rates(rng: Random) -> FaultRates:
         rate_bytes_per_s=rng.choice((2e6, 2e7, 1e8)),
     )
     kinds = ("crash", "restart", "give", "want", "leave", "split", "mend", "clog", "pause", "slow")
-    usual = (1.0, 1.0, 1.5, 0.5, 0.15, 0.4, 0.6, 0.4, 0.4, 0.2)
+    usual = (1.0, 1.0, 1.5, 0.5, 0.3, 0.4, 0.6, 0.4, 0.4, 0.2)
     # Some kinds are left out in each seed: what always happens together hides what each does alone.
     weights = {kind: weight * rng.choice((0.0, 0.3, 1.0, 1.0, 3.0)) for kind, weight in zip(kinds, usual, strict=True)}
     weights["restart"] = max(weights["restart"], 0.3 * weights["crash"])
@@ -58,9 +60,10 @@ def draw_rates(rng: Random) -> FaultRates:
         weather=weather,
         damage=rng.choice((0.0, 0.0, 0.1)),
         weights=weights,
-        event_gap_s=rng.choice((0.5, 1.0, 2.0)),
+        event_gap_s=rng.choice((0.3, 0.6, 1.5)),
         wipe=rng.choice((0.0, 0.3, 0.7)),
         moves=rng.choice((0.0, 0.2)),
+        stays_down=rng.choice((0.0, 0.0, 0.6)),
         one_way=rng.choice((0.0, 0.5, 1.0)),
         beyond=rng.random() < 0.15,
         skew=rng.choice(CLOCK_RATES),
