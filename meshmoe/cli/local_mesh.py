@@ -204,17 +204,30 @@ class LocalMesh:
                 nursery.start_soon(node.wait_status, met, "serving", timeout_s)
 
     async def wait_settled(self, *names: str, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until these nodes also hold just what the guardian rule gives them, and agree on who holds what."""
+        """Wait until all experts are in these nodes' custody, nothing moves, and all agree on who holds what."""
         nodes = [self.nodes[NodeId(name)] for name in names] or list(self.nodes.values())
+        before = None
         with trio.move_on_after(timeout_s):
             while True:
-                statuses = [await node.status() for node in nodes]
-                held = all(s["peers"][0]["experts_held"] == s["experts_wanted"] > 0 for s in statuses)
-                digests = {s["coverage"]["holder_map_digest"] for s in statuses if s["coverage"]}
-                if held and len(digests) == 1:
+                now = _settled_digest([await node.status() for node in nodes])
+                if now is not None and now == before:
                     return
-                await trio.sleep(0.1)
+                before = now
+                await trio.sleep(0.5)
         raise NodeFailedError(f"the mesh has not settled after {timeout_s:.0f} s")
+
+
+def _settled_digest(statuses: list[dict[str, Any]]) -> str | None:
+    """The digest of who holds what, where all nodes have the same, every expert is kept and nothing moves."""
+    if not all(status["custody"] and status["coverage"] for status in statuses):
+        return None
+    kept = sum(status["custody"]["experts"] for status in statuses)
+    moving = any(status["custody"]["intakes"] or status["custody"]["migrations"] for status in statuses)
+    digests = {status["coverage"]["holder_map_digest"] for status in statuses}
+    if moving or kept < statuses[0]["coverage"]["total"] or len(digests) != 1:
+        return None
+    digest: str = digests.pop()
+    return digest
 
 
 @asynccontextmanager
