@@ -54,7 +54,8 @@ class Farewell:
             self._rounds += 1
             self._round_ends_s = float("inf")
             self._refused.clear()
-        if self._rounds >= desk.config.leave_rounds:
+        # Where the others lack capacity for everything, asking again would only keep the leaver waiting.
+        if self._rounds >= (1 if desk.plan.missing_bytes else desk.config.leave_rounds):
             self._finish(standing)
             return
         for expert in standing:

@@ -218,6 +218,7 @@ class CustodyMachine:
                 self._intakes.unit_failed(event)
             case Dropped():
                 self._custodian.dropped(event.expert)
+                self._receivers.room_is_free()
             case Give():
                 self._donors.give(event.expert, event.peer)
             case SetCapacity():

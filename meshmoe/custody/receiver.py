@@ -37,6 +37,8 @@ class Receivers:
         self._custodian = custodian
         self._receptions: dict[Key, Reception] = {}
         self._ended: OrderedDict[Key, RefusalReason | None] = OrderedDict()
+        self._waiting: dict[Key, tuple[int, MigrationOffer]] = {}
+        """Offers for which room is being made."""
 
     def __len__(self) -> int:
         return len(self._receptions)
@@ -61,7 +63,8 @@ class Receivers:
         refusal = self._refusal(expert, message.slot)
         if refusal is None and not desk.book[expert].resident and not self._intakes.start(expert, preferred=peer):
             if self._custodian.make_room(expert) or self._custodian.is_making_room:
-                return  # the donor will offer again, and by then there will be room
+                self._put_off(key, generation, message)
+                return
             refusal = "room"
         if refusal is not None:
             desk.send(peer, MigrationRefused(message.id, refusal))
@@ -75,8 +78,15 @@ class Receivers:
         else:
             self._say_again(reception)
 
+    def room_is_free(self) -> None:
+        """Memory of something dropped is free: take up offers that waited for it, before anything else does."""
+        waiting, self._waiting = self._waiting, {}
+        for (peer, _), (generation, message) in waiting.items():
+            self.offered(peer, generation, message)
+
     def received(self, peer: NodeId, message: MigrationAcked | MigrationCancelled) -> None:
         """The donor has released its claim, or thought better of it."""
+        self._waiting.pop((peer, message.id), None)
         reception = self._receptions.get((peer, message.id))
         if reception is None:
             return
@@ -130,6 +140,11 @@ class Receivers:
         if len(self._receptions) >= desk.config.migrations_max or expert in desk.receiving:
             return "busy"
         return None
+
+    def _put_off(self, key: Key, generation: int, message: MigrationOffer) -> None:
+        """Look at an offer again when there is room; should that be missed, the donor offers again by itself."""
+        if len(self._waiting) < self._desk.config.migrations_max:
+            self._waiting[key] = (generation, message)
 
     def _mint(self, reception: Reception) -> None:
         """The weights are here: promise them, and say so."""

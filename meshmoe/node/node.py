@@ -369,7 +369,9 @@ class Node:
         finished = custody.leave_finished
         if finished is not None and finished.kept:
             (expert, reason), total = finished.kept[0], custody.leave_progress.total
-            text = f"{len(finished.kept)} experts could not be handed over, expert {expert} first: {reason}"
+            short_bytes = custody.machine.missing_bytes if custody.machine is not None else 0
+            why = f"the others lack {format_size(short_bytes)} of capacity" if short_bytes else f"{expert}: {reason}"
+            text = f"{len(finished.kept)} experts could not be handed over ({why})"
             yield LeaveProgress(len(finished.kept), total, text)
 
     def _model(self) -> MoeModel:
