@@ -10,6 +10,7 @@ import msgspec
 from meshmoe.bench.placement import Gap, Score, compare, gap_to_optimum
 from meshmoe.bench.recorded import load_recorded
 from meshmoe.bench.tables import gap_table, score_tables, verdicts
+from meshmoe.cli.bench_engine import decode, kernels, make_model
 
 
 @click.group()
@@ -46,3 +47,7 @@ def placement(quick: bool, as_json: bool, optimum: bool) -> None:
     click.echo("\n" + verdicts(scores))
     if gaps:
         click.echo("\n" + gap_table(gaps))
+
+
+for command in (kernels, decode, make_model):
+    bench.add_command(command)

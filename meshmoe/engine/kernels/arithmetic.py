@@ -14,6 +14,7 @@ from meshmoe.engine.kernels.primitives import (
     dots_1x4,
     dots_2x1,
     fma,
+    out_of_line,
     read,
     rounded,
     size_of,
@@ -66,6 +67,7 @@ def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None
         n: Width of the result.
         k: Width of the input.
     """
+    out_of_line()
     size = size_of(tag) * k
     if rows == 1:
         for j in range(0, n - 1, 2):
@@ -86,6 +88,7 @@ def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None
 @jit
 def linear(tag: Tag, w: int, bias: int, x: int, y: int, rows: int, n: int, k: int) -> None:
     """As `product`, with a bias (``[n]``, or 0 for none), rounded to the dtype of the weights."""
+    out_of_line()
     product(tag, w, x, y, rows, n, k)
     for r in range(rows):
         for j in range(n):

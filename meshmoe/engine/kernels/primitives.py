@@ -301,6 +301,14 @@ def _fused(_context: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
+def _out_of_line(_context: Any) -> Any:
+    def generate(context: Any, builder: Any, _s: Any, _arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 def _size_of(_context: Any, tag: Any) -> Any:
     return types.int64(tag), lambda _c, _builder, _s, _arguments: _int(_stored(tag)[1])
 
@@ -334,6 +342,10 @@ mix = cast(Callable[[Tag, int, int, int, int, int, int], None], intrinsic(_mix))
 
 increment = cast(Callable[[int, int], None], intrinsic(_increment))
 """``(address, i)``: add 1 to the i-th int64."""
+
+out_of_line = cast(Callable[[], None], intrinsic(_out_of_line))
+"""Said in a compiled function: callers call it, and do not get a copy. For what is long and called in many places, so
+that compiling everything takes seconds and not ten."""
 
 size_of = cast(Callable[[Tag], int], intrinsic(_size_of))
 """Bytes of a stored number."""

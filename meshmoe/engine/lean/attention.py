@@ -15,6 +15,7 @@ from meshmoe.engine.kernels.primitives import (
     dots_1x2,
     dots_1x4,
     mix,
+    out_of_line,
     read,
     rounded,
     size_of,
@@ -34,6 +35,7 @@ def normalise(tag: Tag, kind: int, weight: int, bias: int, eps: np.float32, x: i
 
     RMS (arXiv 1910.07467) is rounded as transformers does, before and after the weight; layer norm is rounded once.
     """
+    out_of_line()
     if kind == Norm.RMS:
         factor = _ONE / np.sqrt(dot(F32_TAG, x, x, n) / np.float32(n) + eps)
         for i in range(n):

@@ -1,0 +1,116 @@
+"""One expert's kernels, in bytes of weights a second beside the read bandwidth of the same minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import msgspec
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from meshmoe.bench_engine.bandwidth import readers
+from meshmoe.bench_engine.turns import Progress, in_turns
+from meshmoe.engine.kernels.expert import ROWS_MAX, compute_few_rows
+from meshmoe.model.experts_modules import ExpertWeights
+
+SHAPES = ((256, 48), (1024, 512), (2048, 768))
+"""Hidden width and expert width: edge-12m, bench-1.7b, Qwen3-30B-A3B."""
+
+ROWS = (1, 2, 4, 8)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class KernelFigure(msgspec.Struct, frozen=True):
+    """What one kernel reached.
+
+    Attributes:
+        hidden: Width of the hidden state.
+        width: Of the expert.
+        dtype: Of the weights.
+        rows: Computed at once.
+        compiled: Bytes of weights a second, by the compiled kernel; None where it is not made for so many rows.
+        torch: The same, by ``F.linear`` twice with SiLU between.
+        read: Read bandwidth in the same turns, bytes a second.
+    """
+
+    hidden: int
+    width: int
+    dtype: str
+    rows: int
+    compiled: float | None
+    torch: float
+    read: float
+
+
+def measure_kernels(
+    turns: int, pool_bytes: int, shapes: tuple[tuple[int, int], ...], progress: Progress
+) -> list[KernelFigure]:
+    """Measure experts of several shapes, dtypes and rows.
+
+    Args:
+        turns: Of which the median is taken.
+        pool_bytes: Weights that are gone through, so that they come from memory and not from a cache.
+        shapes: Hidden width and expert width.
+        progress: Told what is being measured.
+    """
+    read = readers()
+    figures = []
+    for hidden, width in shapes:
+        for dtype in DTYPES:
+            pool = _pool(hidden, width, dtype, pool_bytes)
+            for rows in ROWS if dtype is torch.bfloat16 else (1,):
+                progress(f"{hidden} x {width}, {dtype}, {rows} rows")
+                x = torch.randn(rows, hidden).to(dtype)
+                candidates = {"torch": _measured(pool, x, _by_torch), **read}
+                if rows <= ROWS_MAX:
+                    candidates["compiled"] = _measured(pool, x, compute_few_rows)
+                found = in_turns(candidates, turns)
+                best = max(found[name] for name in read)
+                name = str(dtype).removeprefix("torch.")
+                figures.append(KernelFigure(hidden, width, name, rows, found.get("compiled"), found["torch"], best))
+    return figures
+
+
+def kernel_table(figures: list[KernelFigure]) -> str:
+    """The figures as a Markdown table, in GB/s."""
+    lines = [
+        "| expert | dtype | rows | compiled | torch | read | compiled / torch | compiled / read |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for f in figures:
+        head = f"| {f.hidden} x {f.width} | {f.dtype} | {f.rows} "
+        if f.compiled is None:
+            lines.append(f"{head}| | {f.torch / 1e9:.1f} | {f.read / 1e9:.1f} | | |")
+        else:
+            ratios = f"{f.compiled / f.torch:.2f} | {f.compiled / f.read:.2f}"
+            lines.append(f"{head}| {f.compiled / 1e9:.1f} | {f.torch / 1e9:.1f} | {f.read / 1e9:.1f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def _pool(hidden: int, width: int, dtype: torch.dtype, pool_bytes: int) -> list[ExpertWeights]:
+    size = 3 * hidden * width * dtype.itemsize
+    count = max(2, pool_bytes // size)
+    gate_up = torch.empty(count, 2 * width, hidden, dtype=dtype).normal_(std=hidden**-0.5)
+    down = torch.empty(count, hidden, width, dtype=dtype).normal_(std=width**-0.5)
+    return [{"gate_up_proj": a, "down_proj": b} for a, b in zip(gate_up, down, strict=True)]
+
+
+def _measured(
+    pool: list[ExpertWeights], x: Tensor, compute: Callable[[ExpertWeights, Tensor], Tensor]
+) -> Callable[[], float]:
+    size = len(pool) * sum(tensor.nbytes for tensor in pool[0].values())
+
+    def measure() -> float:
+        began = perf_counter()
+        for weights in pool:
+            compute(weights, x)
+        return size / (perf_counter() - began)
+
+    return measure
+
+
+def _by_torch(weights: ExpertWeights, x: Tensor) -> Tensor:
+    gate, up = functional.linear(x, weights["gate_up_proj"]).chunk(2, dim=-1)
+    return functional.linear(functional.silu(gate) * up, weights["down_proj"])

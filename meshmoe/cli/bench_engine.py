@@ -1,0 +1,87 @@
+"""``meshmoe bench kernels``, ``decode`` and ``make-model``: the engine's benches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+import psutil
+
+# What measures is imported by the commands, because it needs torch, which takes seconds to import.
+
+
+def _progress(words: str) -> None:
+    click.echo(words, err=True)
+
+
+def _write(figures: Sequence[msgspec.Struct], table: str, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(msgspec.json.encode({"load": psutil.getloadavg(), "figures": figures}).decode() + "\n")
+    else:
+        click.echo(table)
+        click.echo(f"\nload of this machine: {', '.join(f'{load:.1f}' for load in psutil.getloadavg())}")
+
+
+_turns = click.option("--turns", type=click.IntRange(1), default=5, show_default=True, help="Medians of this many.")
+_json = click.option("--json", "as_json", is_flag=True, help="All numbers, for programs.")
+
+
+@click.command()
+@_turns
+@click.option("--pool-mib", type=click.IntRange(1), default=512, show_default=True, help="Weights to go through.")
+@_json
+def kernels(turns: int, pool_mib: int, as_json: bool) -> None:
+    """Compare one expert's kernels with torch and with the speed of memory, one thread, in turns."""
+    import torch
+
+    from meshmoe.bench_engine.kernels import SHAPES, kernel_table, measure_kernels
+
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    figures = measure_kernels(turns, pool_mib << 20, SHAPES, _progress)
+    _write(figures, kernel_table(figures), as_json)
+
+
+@click.command()
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Checkpoint; may be repeated.  [default: the bundled one]",
+)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), default="auto", show_default=True
+)
+@click.option("--tokens", type=click.IntRange(8), default=256, show_default=True, help="To write in a turn.")
+@click.option("--context", type=click.IntRange(1), default=16, show_default=True, help="Tokens of the prompt.")
+@_turns
+@_json
+def decode(models: tuple[Path, ...], dtype: str, tokens: int, context: int, turns: int, as_json: bool) -> None:
+    """Compare the lean decode path with the generic one and with the speed of memory, one thread, in turns."""
+    import torch
+
+    import meshmoe.model.bundled
+    from meshmoe.bench_engine.decode import decode_table, measure_decode
+
+    torch.set_num_threads(1)
+    bundled = Path(meshmoe.model.bundled.__file__).parent / "edge-12m"
+    number_type = None if dtype == "auto" else getattr(torch, dtype)
+    figures = [
+        measure_decode(directory, number_type, tokens=tokens, context=context, turns=turns, progress=_progress)
+        for directory in models or (bundled,)
+    ]
+    _write(figures, decode_table(figures), as_json)
+
+
+@click.command("make-model")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+def make_model(directory: Path) -> None:
+    """Write bench-1.7b, a random model of 3.1 GiB for benches, to DIRECTORY."""
+    from meshmoe.model.bench_checkpoint import make_bench_checkpoint
+
+    make_bench_checkpoint(directory)
