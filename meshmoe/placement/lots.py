@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, Lot
-from meshmoe.placement.cost import NOBODY_S, Branches
+from meshmoe.placement.cost import Branches
 from meshmoe.placement.pricing import Mask, Pricer
 from meshmoe.placement.trace import Floats, Ints, Trace
 from meshmoe.placement.world import Holders, ModelShape, NodeSpec
@@ -70,8 +70,9 @@ class Outlook:
         best = np.where(others, self.time_s[node][:, None, None], np.inf).argmin(axis=0)
         held = others.any(axis=0)
         wire_s = 2 * self.shape.row_bytes * self.byte_s[node]
-        call_s = np.where(held, (self.time_s[node] - wire_s)[best], NOBODY_S)
-        return Branches(call_s, self.byte_s[node][best], self.row_s[best])
+        # Without a known holder it is being passed on, or custody's to repair: no reason to rush. It counts as far.
+        best = np.where(held, best, self.time_s[node].argmax())
+        return Branches((self.time_s[node] - wire_s)[best], self.byte_s[node][best], self.row_s[best])
 
     def regret(self, node: int) -> Floats:
         """What all others lose, at most, if a node drops an expert: ``[layers, experts]`` seconds a second.
