@@ -6,6 +6,7 @@ so that nobody waits for a deadline in vain.
 
 from __future__ import annotations
 
+import math
 from itertools import count
 
 import trio
@@ -22,12 +23,13 @@ class PeerGoneError(PeerError):
 class PendingCall:
     """One question under way; `answer` waits for what comes of it."""
 
-    __slots__ = ("_arrived", "_result", "id", "peer", "sent_s")
+    __slots__ = ("_arrived", "_result", "answered_s", "id", "peer", "sent_s")
 
     def __init__(self, call_id: int, peer: NodeId) -> None:
         self.id = call_id
         self.peer = peer
         self.sent_s = trio.current_time()
+        self.answered_s = math.inf
         self._arrived = trio.Event()
         self._result: Decoded | PeerError | None = None
 
@@ -47,6 +49,7 @@ class PendingCall:
         """Set the outcome; the first one stays."""
         if self._result is None:
             self._result = result
+            self.answered_s = trio.current_time()
             self._arrived.set()
 
 

@@ -24,6 +24,7 @@ from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.engine.remote import LayerCall
 from meshmoe.node.calls import CallTable, PendingCall
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.peer_times import PeerTimes
 from meshmoe.placement.holder_choice import choose_holders
 from meshmoe.wire.codec import Decoded
 from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply, ExpertRows
@@ -59,8 +60,9 @@ class CallPatience:
     """How long to wait for what.
 
     Attributes:
-        attempt_s: One holder's answer to a decode call, on top of four times the expected time. Well above the pause of
-            a busy but healthy box; what a dead peer costs is bounded by membership, which fails its calls at once.
+        attempt_s: One holder's answer to a decode call, or four times the expected time if that is more. Well above the
+            pause of a busy but healthy box. Where another holder could be asked, what was measured of the peer sets a
+            shorter one (`meshmoe.node.peer_times`); calls to a peer that dies fail at once with its connection.
         prefill_attempt_s: The same for a prompt's chunk, which has hundreds of rows to compute.
         total_s: All attempts together, including waiting for an expert that nobody holds. Covers the detection of a
             death plus the repair that follows.
@@ -98,7 +100,9 @@ class ExpertClient:
         self._calls = calls
         self._mesh = mesh
         self._patience = patience or CallPatience()
+        self._times = PeerTimes()
         self.resident: Callable[[ExpertId], bool] = lambda _: False
+        self.lost: Callable[[ExpertId], bool] = lambda _: False
         self.compute_here: LocalCompute | None = None
         self.calls_by_peer: Counter[NodeId] = Counter()
         for message_type in (ExpertReply, ExpertMoved, CallFailed):
@@ -144,7 +148,7 @@ class ExpertClient:
         askable = {expert: candidates for expert, candidates in holders.items() if candidates}
         if not askable:
             if search.waiting:
-                await self._await_change(search)
+                await self._await_change(call, search)
             return
         row_bytes = 2 * call.hidden.shape[1] * call.hidden.element_size()
         chosen = choose_holders(
@@ -152,24 +156,34 @@ class ExpertClient:
             askable,
             lambda peer, rows: self._mesh.call_time_s(peer, rows * row_bytes),
         )
-        await self._ask_all(call, chosen, search)
+        # Without anybody else to turn to, nothing is gained by giving a peer up early.
+        spare = all(len(self._mesh.holders(ExpertId(call.layer, expert))) > 1 for expert in askable)
+        await self._ask_all(call, chosen, search, spare)
 
     def _candidates(self, layer: int, expert: int, search: _Search) -> list[NodeId]:
         known = [*self._mesh.holders(ExpertId(layer, expert)), *search.hinted.get(expert, ())]
-        avoid = search.avoid.get(expert, set())
-        return sorted({peer for peer in known if peer not in avoid})
+        avoid, now_s = search.avoid.get(expert, set()), trio.current_time()
+        candidates = sorted({peer for peer in known if peer not in avoid})
+        trusted = [peer for peer in candidates if not self._times.distrusted(peer, now_s)]
+        return trusted or candidates
 
-    async def _await_change(self, search: _Search) -> None:
+    async def _await_change(self, call: LayerCall, search: _Search) -> None:
         """Nobody is left to ask: wait for news of the mesh (or a moment), then everybody is asked again."""
+        gone = [expert for expert in (ExpertId(call.layer, index) for index in search.waiting) if self.lost(expert)]
+        if gone:
+            names = ", ".join(map(str, gone))
+            raise ExpertUnavailableError(f"expert {names} is lost: no node of the mesh holds it or has it on disk")
         if not search.last_problem:
             search.last_problem = "no node holds it"
         with trio.move_on_after(self._patience.backoff_s if any(search.avoid.values()) else 1.0):
             await self._mesh.wait_changed()
         search.avoid.clear()
 
-    async def _ask_all(self, call: LayerCall, chosen: dict[NodeId, list[int]], search: _Search) -> None:
+    async def _ask_all(self, call: LayerCall, chosen: dict[NodeId, list[int]], search: _Search, spare: bool) -> None:
         pending: list[tuple[PendingCall, list[int]]] = []
         budget_s = self._patience.attempt_s if call.decode else self._patience.prefill_attempt_s
+        if call.decode and spare:
+            budget_s = max(self._times.deadline_s(peer, budget_s) for peer in chosen)
         row_bytes = 2 * call.hidden.shape[1] * call.hidden.element_size()
         for peer, experts in chosen.items():
             rows = sum(len(search.waiting[e]) for e in experts)
@@ -216,8 +230,11 @@ class ExpertClient:
             if scope.cancelled_caught:
                 problem = f"{asked.peer} did not answer in time"
                 self._messenger.faults["call_timeouts"] += 1
+                self._times.missed(asked.peer, trio.current_time())
                 self._messenger.try_post(asked.peer, Lane.DATA, CallCancel(id=asked.id))
             else:
+                if call.decode:
+                    self._times.answered(asked.peer, asked.answered_s - asked.sent_s)
                 problem = self._take(decoded, asked.peer, experts, call, search)
         except PeerError as error:
             problem = str(error)

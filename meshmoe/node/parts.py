@@ -8,7 +8,8 @@ from random import Random
 import msgspec
 import trio
 
-from meshmoe.core.endpoints import Endpoints
+from meshmoe.core.endpoints import Endpoints, Lane
+from meshmoe.core.ids import NodeId
 from meshmoe.membership import PRESETS, MemberDead, MemberLeft
 from meshmoe.node.addresses import advertised_host
 from meshmoe.node.calls import CallTable
@@ -64,6 +65,11 @@ class Parts:
             for part in (self.messenger, self.membership, self.gossip, self.expert_server, self.unit_server):
                 nursery.start_soon(part.run, name=type(part).__name__)
 
+    def _connection_lost(self, peer: NodeId, lane: Lane) -> None:
+        """What was asked over a broken connection may not have arrived: ask elsewhere now, not at the deadline."""
+        if lane is Lane.DATA:
+            self.calls.fail_peer(peer, "has lost its connection")
+
     def _member_changed(self, change: Change) -> None:
         if isinstance(change, MemberDead | MemberLeft):
             how = "died" if isinstance(change, MemberDead) else "left"
@@ -105,4 +111,6 @@ def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rn
     )
     membership.on_change.append(parts._member_changed)
     gossip.on_view_change = mesh.announce_change
+    transport.on_lost(parts._connection_lost)
+    parts.expert_client.lost = parts.custody.lost.__contains__
     return parts

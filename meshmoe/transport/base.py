@@ -11,7 +11,7 @@ breaks may be lost. Whoever needs an answer sets a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -59,6 +59,10 @@ class QueueFullError(PeerError):
     """The bounded queue towards the peer is full: it takes parcels more slowly than they are made."""
 
 
+LossListener = Callable[[NodeId, Lane], None]
+"""Told peer and lane of a connection that has broken; runs on the trio thread and returns at once."""
+
+
 class Transport(Protocol):
     """See the module's text. All methods belong to the trio thread."""
 
@@ -97,6 +101,10 @@ class Transport(Protocol):
 
         False for a peer whose connection broke and is not back yet.
         """
+        ...
+
+    def on_lost(self, listener: LossListener) -> None:
+        """Call ``listener`` whenever an established connection towards a peer breaks (not when it is disconnected)."""
         ...
 
     async def receive(self, lane: Lane) -> Parcel:

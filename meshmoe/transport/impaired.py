@@ -23,7 +23,7 @@ import trio
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.ids import NodeId
 from meshmoe.core.links import LinkShape
-from meshmoe.transport.base import LinkStats, Parcel, QueueFullError, Transport, UnreachableError
+from meshmoe.transport.base import LinkStats, LossListener, Parcel, QueueFullError, Transport, UnreachableError
 from meshmoe.transport.limits import LANE_LIMITS, checked_size_bytes
 from meshmoe.transport.link_model import Arrival, LinkModel
 from meshmoe.transport.precise_timer import PreciseTimer, open_precise_timer
@@ -156,6 +156,10 @@ class ImpairedTransport:
         """See `Transport.reachable`."""
         link = self._links.get(peer)
         return self._inner.reachable(peer, lane) and not (link is not None and link.broken)
+
+    def on_lost(self, listener: LossListener) -> None:
+        """See `Transport.on_lost`; connections that the emulated link breaks are not told of."""
+        self._inner.on_lost(listener)
 
     async def receive(self, lane: Lane) -> Parcel:
         """See `Transport.receive`."""

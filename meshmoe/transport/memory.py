@@ -9,15 +9,16 @@ buffer after sending it, or relies on the receiver seeing that, is found out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.errors import ConfigError
 from meshmoe.core.ids import NodeId
-from meshmoe.transport.base import LinkStats, Parcel, QueueFullError, UnreachableError
+from meshmoe.transport.base import LinkStats, LossListener, Parcel, QueueFullError, UnreachableError
 from meshmoe.transport.ledger import Ledger
 from meshmoe.transport.limits import LANE_LIMITS, LaneLimits, checked_size_bytes
 from meshmoe.transport.queue import ParcelQueue, QueuedParcel
@@ -96,7 +97,14 @@ class _Link:
     """What one sender has for one address."""
 
     def __init__(
-        self, address: _Address, lane: Lane, limits: LaneLimits, sender: NodeId, generation: int, stats: LinkStats
+        self,
+        address: _Address,
+        lane: Lane,
+        limits: LaneLimits,
+        sender: NodeId,
+        generation: int,
+        stats: LinkStats,
+        on_broken: Callable[[], None],
     ) -> None:
         self.address = address
         self.lane = lane
@@ -105,6 +113,7 @@ class _Link:
         self.generation = generation
         self.stats = stats
         self.queue = ParcelQueue(limits.queue)
+        self.on_broken = on_broken
         self.noticed = False
         self.lost = False
 
@@ -112,7 +121,9 @@ class _Link:
         """The receiver is gone, and with it what it had not yet received."""
         self.noticed = False
         self.lost = True
+        self.stats.lost_connections += 1
         self.stats.dropped_parcels += self.queue.clear()
+        self.on_broken()
 
 
 class _Inbox:
@@ -170,6 +181,7 @@ class MemoryTransport:
         self._generation = generation
         self._closed = False
         self._ledger = Ledger()
+        self._listeners: list[LossListener] = []
         self._outbound: dict[NodeId, dict[Lane, _Link]] = {}
         self._endpoints = Endpoints(_HOST, *(port + lane for lane in Lane))
         self._inboxes: dict[Lane, _Inbox] = {}
@@ -199,7 +211,15 @@ class MemoryTransport:
                 current = None
             if current is None and endpoints.port(lane):
                 limits = self._hub.limits[lane]
-                link = _Link(address, lane, limits, self._node, self._generation, self._ledger.of(peer))
+                link = _Link(
+                    address,
+                    lane,
+                    limits,
+                    self._node,
+                    self._generation,
+                    self._ledger.of(peer),
+                    partial(self._lost, peer, lane),
+                )
                 self._hub._open(link)
                 lanes[lane] = link
 
@@ -222,6 +242,14 @@ class MemoryTransport:
         """See `Transport.reachable`."""
         link = self._outbound.get(peer, {}).get(lane)
         return link is not None and not link.lost
+
+    def on_lost(self, listener: LossListener) -> None:
+        """See `Transport.on_lost`."""
+        self._listeners.append(listener)
+
+    def _lost(self, peer: NodeId, lane: Lane) -> None:
+        for listener in self._listeners:
+            listener(peer, lane)
 
     async def receive(self, lane: Lane) -> Parcel:
         """See `Transport.receive`."""

@@ -14,7 +14,7 @@ Before the first connection is established parcels do wait: `connect` and `post`
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 import zmq
@@ -46,6 +46,7 @@ class OutboundLane:
         limits: LaneLimits,
         stats: LinkStats,
         nursery: trio.Nursery,
+        on_lost: Callable[[], None],
     ) -> None:
         """Start connecting.
 
@@ -58,11 +59,13 @@ class OutboundLane:
             limits: Of the queue and of frames.
             stats: Counted up here.
             nursery: Where the writer runs.
+            on_lost: Called when an established connection breaks.
         """
         self.address = address
         self._where = f"{peer} ({lane.name.lower()} lane)"
         self._stats = stats
         self._nursery = nursery
+        self._on_lost = on_lost
         self._queue = ParcelQueue(limits.queue)
         self._frame_bytes_max = limits.frame_bytes_max
         self._writing = False
@@ -151,6 +154,7 @@ class OutboundLane:
         self._stats.lost_connections += 1
         self._writer_scope.cancel()
         self._stats.dropped_parcels += self._queue.clear()
+        self._on_lost()
 
 
 def _monitor_event(frames: list[zmq.Frame]) -> int:

@@ -16,7 +16,7 @@ import zmq
 
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.ids import NodeId
-from meshmoe.transport.base import LinkStats, Parcel, UnreachableError
+from meshmoe.transport.base import LinkStats, LossListener, Parcel, UnreachableError
 from meshmoe.transport.identity import Identity, identity_bytes
 from meshmoe.transport.ledger import Ledger
 from meshmoe.transport.service_nursery import open_service_nursery
@@ -85,6 +85,7 @@ class ZmqTransport:
         self._closed = False
         self._connections = 0
         self._ledger = Ledger(knobs.strangers_max)
+        self._listeners: list[LossListener] = []
         self._outbound: dict[NodeId, dict[Lane, OutboundLane]] = {}
         self._endpoints, listening = bind_lanes(context, listen_host, listen_port, knobs)
         self._inbound = {lane: InboundLane(raw, lane, self._ledger, knobs) for lane, raw in listening.items()}
@@ -134,6 +135,10 @@ class ZmqTransport:
         outbound = self._outbound.get(peer, {}).get(lane)
         return outbound is not None and outbound.reachable
 
+    def on_lost(self, listener: LossListener) -> None:
+        """See `Transport.on_lost`."""
+        self._listeners.append(listener)
+
     async def receive(self, lane: Lane) -> Parcel:
         """See `Transport.receive`."""
         return await self._inbound[lane].receive()
@@ -151,6 +156,10 @@ class ZmqTransport:
             for lane, outbound in lanes.items():
                 outbound.close(linger_ms=self._knobs.farewell_ms if lane is Lane.CONTROL else 0)
         self._outbound.clear()
+
+    def _lost(self, peer: NodeId, lane: Lane) -> None:
+        for listener in self._listeners:
+            listener(peer, lane)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -188,6 +197,7 @@ class ZmqTransport:
                 limits=self._knobs.lanes[lane].limits,
                 stats=self._ledger.of(peer),
                 nursery=self._nursery,
+                on_lost=lambda: self._lost(peer, lane),
             )
             undo.pop_all()
         return outbound

@@ -6,7 +6,7 @@ import trio
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.transport.base import LinkStats, QueueFullError, UnreachableError
 from meshmoe.wire.frames import FRAMES_MAX
-from tests.transport.support import A, B, C, contents, fill, free_port, receive_all, trio_test, until
+from tests.transport.support import A, B, C, Mesh, contents, fill, free_port, receive_all, trio_test, until
 
 
 @trio_test
@@ -211,3 +211,24 @@ async def test_connecting_again_to_the_same_address_changes_nothing(mesh):
             a.connect(B, b.endpoints)
             await a.send(B, Lane.DATA, [b"%d" % number])
         assert await receive_all(b, Lane.DATA, 100) == [[b"%d" % number] for number in range(100)]
+
+
+@pytest.mark.parametrize("kind", ["zmq", "memory"])
+def test_listeners_hear_of_connections_that_break_and_not_of_those_that_are_closed(kind):
+    @trio_test
+    async def run():
+        mesh, lost = Mesh(kind), []
+        async with mesh.open(A) as a:
+            a.on_lost(lambda peer, lane: lost.append((peer, lane)))
+            async with mesh.open(B) as b, mesh.open(C) as c:
+                for peer, other in ((B, b), (C, c)):
+                    a.connect(peer, other.endpoints)
+                    for lane in Lane:
+                        a.post(peer, lane, [b"hello"])
+                        await other.receive(lane)
+                a.disconnect(C)
+            await until(lambda: len(lost) == len(Lane))
+            assert sorted(lost) == [(B, lane) for lane in Lane]
+            assert a.stats(B).lost_connections == len(Lane)
+
+    run()
