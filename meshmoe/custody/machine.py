@@ -146,9 +146,10 @@ class CustodyMachine:
         return self._desk.plan.missing_bytes
 
     @property
-    def questions(self) -> int:
-        """Experts about which a question of this node is out."""
-        return len(self._desk.book.asking)
+    def questions(self) -> dict[ExpertId, NodeId]:
+        """Experts about which a question of this node is out, and whom it asks."""
+        asks = ((expert, self._desk.book[expert].ask) for expert in self._desk.book.asking)
+        return {expert: ask.peer for expert, ask in asks if ask is not None}
 
     def record(self, expert: ExpertId) -> Custody:
         """All that this node keeps about an expert."""

@@ -40,7 +40,6 @@ class Chaos:
             "want": self._want,
             "leave": self._leave,
             "split": self._split,
-            "mend": self._mend,
             "clog": self._clog,
             "pause": self._pause,
             "slow": self._slow,
@@ -90,7 +89,7 @@ class Chaos:
     # -- deeds ------------------------------------------------------------
 
     def _crash(self) -> None:
-        world, victim = self._world, self._someone()
+        world, victim = self._world, self._victim()
         if victim is None or len(world.living()) < 3:
             return
         within = world.checker.may_crash(victim)
@@ -134,15 +133,13 @@ class Chaos:
             node.leave()
 
     def _split(self) -> None:
+        world, rng = self._world, self._rng
         self.counts["splits"] += 1
-        one_way = self._rng.random() < self._rates.one_way
-        self._world.network.split(sorted(self._world.boxes), one_way=one_way)
-        self._world.note(f"the network is split{' in one direction' if one_way else ''}")
-
-    def _mend(self) -> None:
-        if self._world.network.cut:
-            self._world.note("the network is mended")
-            self._world.network.cut.clear()
+        # Long enough, mostly, that each side buries the other and repairs what it lacks.
+        duration_s = rng.choice((2.0, 8.0, 15.0)) * rng.uniform(0.5, 1.5)
+        one_way = rng.random() < self._rates.one_way
+        world.network.split(sorted(world.boxes), world.clock.now + duration_s, one_way=one_way)
+        world.note(f"the network is split for {duration_s:.1f} s{', in one direction' if one_way else ''}")
 
     def _clog(self) -> None:
         sender, receiver = self._rng.sample(sorted(self._world.boxes), 2)
@@ -166,6 +163,14 @@ class Chaos:
             self.counts["slow"] += 1
             self._world.note(f"{node.name} is {node.process.lag_s} s late with everything")
 
+    def _victim(self) -> SimNode | None:
+        """Half of the time, one who is just being asked whether its claim stands: that is when a crash matters most."""
+        asked = {
+            peer for node in self._world.living() if node.custody for peer in node.custody.machine.questions.values()
+        }
+        asked_able = [node for node in self._able() if node.name in asked]
+        return self._rng.choice(asked_able) if asked_able and self._rng.random() < 0.5 else self._someone()
+
     def _someone(self) -> SimNode | None:
         able = [
             node
@@ -173,6 +178,11 @@ class Chaos:
             if not node.process.paused and node.phase not in ("leaving", "parting")
         ]
         return self._rng.choice(able) if able else None
+
+    def _able(self) -> list[SimNode]:
+        """Nodes that run and mean to stay."""
+        living = self._world.living()
+        return [node for node in living if not node.process.paused and node.phase not in ("leaving", "parting")]
 
     def _collect_left(self) -> None:
         for name, node in list(self._world.left.items()):

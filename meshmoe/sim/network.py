@@ -65,16 +65,15 @@ class Network:
             arrive_s = max(arrive_s, self._clogged_until_s.get(link, 0.0))
             self._clock.at(arrive_s, lambda: self._arrive(link, deliver))
 
-    def split(self, nodes: Iterable[NodeId], *, one_way: bool) -> None:
-        """Cut the nodes in two at random, in one direction or both."""
+    def split(self, nodes: Iterable[NodeId], until_s: float, *, one_way: bool) -> None:
+        """Cut the nodes in two at random, in one direction or both, until a time."""
         names = list(nodes)
         side = {node for node in names if self._rng.random() < 0.5}
-        for node in names:
-            for other in names:
-                if node in side and other not in side:
-                    self.cut.add((node, other))
-                    if not one_way:
-                        self.cut.add((other, node))
+        links = {(node, other) for node in names for other in names if node in side and other not in side}
+        if not one_way:
+            links |= {(other, node) for node, other in links}
+        self.cut |= links
+        self._clock.at(until_s, lambda: self.cut.difference_update(links))
 
     def clog(self, link: Link, until_s: float) -> None:
         """Hold back everything on a link until then, when it arrives at once."""

@@ -49,12 +49,11 @@ def draw_rates(rng: Random) -> FaultRates:
         jitter_s=rng.choice((0.0005, 0.005, 0.05, 0.4)),
         rate_bytes_per_s=rng.choice((2e6, 2e7, 1e8)),
     )
-    kinds = ("crash", "restart", "give", "want", "leave", "split", "mend", "clog", "pause", "slow")
-    usual = (1.0, 1.0, 1.5, 0.5, 0.3, 0.4, 0.6, 0.4, 0.4, 0.2)
+    kinds = ("crash", "restart", "give", "want", "leave", "split", "clog", "pause", "slow")
+    usual = (1.0, 1.2, 1.5, 0.5, 0.3, 0.4, 0.4, 0.4, 0.2)
     # Some kinds are left out in each seed: what always happens together hides what each does alone.
     weights = {kind: weight * rng.choice((0.0, 0.3, 1.0, 1.0, 3.0)) for kind, weight in zip(kinds, usual, strict=True)}
     weights["restart"] = max(weights["restart"], 0.3 * weights["crash"])
-    weights["mend"] = max(weights["mend"], weights["split"])
     weights["nothing"] = 0.1
     return FaultRates(
         weather=weather,

@@ -86,15 +86,15 @@ def run_seed(seed: int, *, rule: CustodyRule | None = None, say: Callable[[str],
 
 def _world(rng: Random, rates: FaultRates, rule: CustodyRule | None, say: Callable[[str], None] | None) -> World:
     """Boxes of unequal size, which together hold everything once to thrice; rarely, not even once."""
-    layers, per_layer = rng.choice(((1, 8), (2, 3), (2, 6), (3, 4), (2, 10)))
+    layers, per_layer = rng.choice(((1, 4), (1, 8), (2, 3), (2, 6), (2, 10)))
     size_bytes = rng.choice(((300_000,), (2_500_000,), (1_000_000, 1_600_000)))
     expert_bytes = {
         ExpertId(layer, index): size_bytes[layer % len(size_bytes)]
         for layer in range(layers)
         for index in range(per_layer)
     }
-    names = [NodeId(f"n{i}") for i in range(rng.randint(3, 7))]
-    plenty = rng.choice((0.8, 1.3, 1.6, 2.2, 3.0))
+    names = [NodeId(f"n{i}") for i in range(rng.choice((3, 3, 4, 4, 5, 6, 7)))]
+    plenty = rng.choice((0.8, 1.3, 2.2, 2.2, 3.0))
     share_bytes = sum(expert_bytes.values()) * plenty / len(names)
     boxes = {
         name: Box(
