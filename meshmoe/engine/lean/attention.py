@@ -141,22 +141,37 @@ def attend(
                 dots_1x1(tag, key, 0, query, size, score, 0, tokens, size)
         for r in range(group):
             row = scores + 4 * r * tokens
-            soften(row, ones, numbers[Number.ATTENTION_SCALE], tokens)
-            mix(tag, head_values, size, row, places[Place.ATTENDED] + 4 * (j * group + r) * size, tokens, size)
-    for i in range(heads * size):
-        place = places[Place.ATTENDED]
-        write(F32_TAG, place, i, rounded(tag, read(F32_TAG, place, i)))
+            share = _ONE / soften(tag, row, ones, numbers[Number.ATTENTION_SCALE], tokens)
+            attended = places[Place.ATTENDED] + 4 * (j * group + r) * size
+            mix(tag, head_values, size, row, attended, tokens, size)
+            for i in range(size):
+                write(F32_TAG, attended, i, rounded(tag, read(F32_TAG, attended, i) * share))
 
 
 @jit
-def soften(x: int, ones: int, scale: np.float32, n: int) -> None:
-    """Softmax of n float32 numbers times ``scale``, in place; ``ones`` is ``[n]`` ones, to sum with."""
+def soften(tag: Tag, x: int, ones: int, scale: np.float32, n: int) -> np.float32:
+    """Softmax of n float32 numbers times ``scale``, in place, but for the division by the sum.
+
+    As torch's attention on CPUs, which rounds the shares of narrow dtypes before it mixes the values with them, and
+    divides the mixture by the sum of what was not rounded.
+
+    Args:
+        tag: Dtype of the values.
+        x: The numbers; gets e to each of them, relative to the highest, rounded.
+        ones: ``[n]`` ones, to sum with.
+        scale: Applied first.
+        n: How many.
+
+    Returns:
+        The sum.
+    """
     highest = read(F32_TAG, x, 0)
     for i in range(1, n):
         value = read(F32_TAG, x, i)
         highest = value if value > highest else highest
     for i in range(n):
         write(F32_TAG, x, i, exp((read(F32_TAG, x, i) - highest) * scale))
-    share = _ONE / dot(F32_TAG, x, ones, n)
+    total = dot(F32_TAG, x, ones, n)
     for i in range(n):
-        write(F32_TAG, x, i, read(F32_TAG, x, i) * share)
+        write(F32_TAG, x, i, rounded(tag, read(F32_TAG, x, i)))
+    return total
