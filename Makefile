@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types check soak sim clean help
+.PHONY: demo test lint types check soak sim failover clean help
 
 help:           ## Show this list
 	@grep -E '^[a-z]+: .*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | sort
@@ -27,6 +27,9 @@ soak: .venv/dev  ## Ten minutes of transport under cancels and restarts (MINUTES
 
 sim: .venv/dev  ## Simulated meshes with faults, thousands of seeds (COUNT=10000 SEED=0 JOBS=1)
 	@$(BIN)/meshmoe sim --seed $(or $(SEED),0) --count $(or $(COUNT),10000) --jobs $(or $(JOBS),1)
+
+failover: .venv/dev  ## Kill, stop, leave, join, last holder: ten streams each on real processes, tokens and pauses
+	@$(BIN)/python -m tests.mesh.failover
 
 clean:          ## Remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

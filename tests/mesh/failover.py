@@ -1,0 +1,162 @@
+"""Faults in a mesh of real processes while it streams: ``python -m tests.mesh.failover [--tokens N] [CASE ...]``.
+
+Each case starts a mesh of its own, streams ten greedy generations on nodes that stay, does something to another node
+once all of them have begun, and compares every token with that of a node alone. Prints for each case how long the
+longest pause between two tokens was, and the longest without any fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from meshmoe.cli.local_mesh import LocalMesh, LocalNode, open_local_mesh
+
+PROMPTS = [
+    "The server process",
+    "def read(",
+    "#include <",
+    "lantern, noun:",
+    "12 + 7 =",
+    "When the client",
+    "class Node:",
+    "struct buffer {",
+    "butter, noun:",
+    "8 * 4 =",
+]
+TOKENS = 48
+STREAM_TIMEOUT_S = 170.0
+
+
+@dataclass
+class Stream:
+    """One generation as its client saw it."""
+
+    tokens: list[int] = field(default_factory=list)
+    arrivals_s: list[float] = field(default_factory=list)
+
+    def longest_pause_s(self) -> float:
+        return max((b - a for a, b in zip(self.arrivals_s, self.arrivals_s[1:], strict=False)), default=0.0)
+
+
+@dataclass
+class Outcome:
+    """What a case came to: tokens equal those of a node alone, or this was raised; pauses in seconds."""
+
+    case: str
+    longest_pause_s: float
+    longest_pause_before_s: float
+
+
+async def follow(node: LocalNode, prompt: str, tokens: int, stream: Stream) -> None:
+    body = {"model": "default", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    async for chunk in node.stream(body):
+        for choice in chunk["choices"]:
+            found = choice["meshmoe"]["token_ids"]
+            stream.tokens += found
+            stream.arrivals_s += [trio.current_time()] * len(found)
+
+
+async def stream_all(nodes: list[LocalNode], tokens: int, fault: Callable[[], Awaitable[None]] | None) -> list[Stream]:
+    """Ten streams at once over ``nodes`` in turn; ``fault`` happens once every stream has two tokens."""
+    streams = [Stream() for _ in PROMPTS]
+    with trio.fail_after(STREAM_TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            for number, (prompt, stream) in enumerate(zip(PROMPTS, streams, strict=True)):
+                nursery.start_soon(follow, nodes[number % len(nodes)], prompt, tokens, stream)
+            if fault is not None:
+                while min(len(stream.tokens) for stream in streams) < 2:
+                    await trio.sleep(0.01)
+                await fault()
+    return streams
+
+
+async def start(mesh: LocalMesh, shares: dict[str, str]) -> None:
+    """Start nodes with these capacities and wait until every expert has its place."""
+    for name, share in shares.items():
+        mesh.add(name, "--capacity", share, "--threads", "1")
+    first, *others = shares
+    mesh.nodes[first].start()
+    address = await mesh.address(first)
+    for name in others:
+        mesh.nodes[name].start("--peer", address)
+    await mesh.wait_serving(*shares)
+    await mesh.wait_settled(*shares)
+
+
+async def run_case(case: str, tokens: int, expected: list[list[int]]) -> Outcome:
+    shares = dict.fromkeys(("ant", "bee", "cat"), "60%") if case != "last holder" else {"ant": "60%", "bee": "60%"}
+    if case != "join" and len(shares) == 3:
+        shares["dog"] = "60%"
+    with tempfile.TemporaryDirectory() as directory:
+        async with open_local_mesh(Path(directory)) as mesh:
+            await start(mesh, shares)
+            victim = mesh.nodes["bee" if case == "last holder" else "dog"] if case != "join" else None
+            staying = [node for node in mesh.nodes.values() if node is not victim]
+
+            async def fault() -> None:
+                address = await mesh.address("ant")
+                if case == "join":
+                    newcomer = mesh.add("dog", "--capacity", "60%", "--threads", "1")
+                    newcomer.start("--peer", address)
+                    return
+                assert victim is not None
+                if case == "kill":
+                    victim.send_signal(signal.SIGKILL)
+                elif case == "leave":
+                    victim.send_signal(signal.SIGTERM)
+                    assert await victim.wait(60) == 0
+                elif case == "stop":
+                    victim.send_signal(signal.SIGSTOP)
+                    await trio.sleep(20)
+                    victim.send_signal(signal.SIGCONT)
+                elif case == "last holder":
+                    victim.send_signal(signal.SIGKILL)
+                    await victim.wait(10)
+                    await trio.sleep(2)
+                    victim.start("--peer", address)
+
+            before = await stream_all(staying, 16, None)
+            streams = await stream_all(staying, tokens, fault)
+    for prompt, stream, right in zip(PROMPTS, streams, expected, strict=True):
+        assert stream.tokens == right, f"{case}: {prompt!r} went wrong: {stream.tokens} is not {right}"
+    return Outcome(case, *(max(s.longest_pause_s() for s in some) for some in (streams, before)))
+
+
+async def tokens_alone(tokens: int) -> list[list[int]]:
+    """What a node alone writes."""
+    with tempfile.TemporaryDirectory() as directory:
+        async with open_local_mesh(Path(directory)) as mesh:
+            mesh.add("alone", "--capacity", "100%", "--threads", "1").start()
+            await mesh.wait_serving("alone")
+            return [stream.tokens for stream in await stream_all([mesh.nodes["alone"]], tokens, None)]
+
+
+CASES = ("kill", "stop", "leave", "join", "last holder")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("cases", nargs="*", default=CASES)
+    arguments = parser.parse_args()
+    expected = trio.run(tokens_alone, arguments.tokens)
+    for case in arguments.cases:
+        outcome = trio.run(run_case, case, arguments.tokens, expected)
+        sys.stdout.write(
+            f"{case:12} ten streams of {arguments.tokens} tokens identical; longest pause "
+            f"{outcome.longest_pause_s:.2f} s, without fault {outcome.longest_pause_before_s:.2f} s\n"
+        )
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
