@@ -1,5 +1,8 @@
 """Seeds of the whole simulator: clean ones, and bugs planted in each machine, which some seed must find."""
 
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -27,6 +30,16 @@ def test_a_seed_repeats_itself_exactly():
     assert run_seed(5, say=first.append) == run_seed(5, say=second.append)
     assert first == second
     assert run_seed(6).messages != run_seed(5).messages
+
+
+def test_a_seed_repeats_itself_in_another_process():
+    code = "from meshmoe.sim import run_seed; run_seed(9, say=print)"
+    logs = []
+    for hash_seed in "12":
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        logs.append(subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True))
+    assert logs[0].stdout == logs[1].stdout
+    assert b"starts as" in logs[0].stdout
 
 
 # -- the tester is tested ------------------------------------------------------------
