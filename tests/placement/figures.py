@@ -1,0 +1,67 @@
+"""How long the exchange takes to become quiet, and to decide. `python -m tests.placement.figures [NODES ...]`.
+
+Random skewed demand (`tests.placement.worlds`), 8 layers of 32 experts, top-4, redundancy 1.3, 100 routing sets a node,
+10 % noise on every demand that gossip carries, 50 ms links, gossip every half second. A round is as long as every node
+takes to propose once.
+"""
+
+import sys
+import time
+
+from meshmoe.placement.cost import mesh_cost
+from meshmoe.placement.exchange import ExchangeConfig, ExchangeProposal, Wake
+from meshmoe.placement.policies import Uniform
+from tests.placement.exchange.mesh import Mesh
+from tests.placement.worlds import small_world
+
+
+def settle(nodes, seed=0, limit_s=600.0):
+    """Cold start, then a shift of a quarter of the nodes' demand to another node's."""
+    world = small_world(seed, nodes=nodes, layers=8, experts=32, top_k=4, tokens=100, redundancy=1.3)
+    config = ExchangeConfig(gain_min=0.005)
+    mesh = Mesh(world, seed, noise=0.1, config=config)
+    experts = world.shape.exists.sum()
+    even = mesh_cost(world, Uniform().place(world))
+    for phase in ("cold start", "quarter shifted"):
+        begun_s, changes, sent, started = mesh.now, len(mesh.changes), len(mesh.sent), time.process_time()
+        quiet = mesh.run(begun_s + limit_s)
+        share = mesh_cost(mesh.world, mesh.holders()) / even
+        cpu_s = time.process_time() - started
+        proposals = [m for *_, m in mesh.sent[sent:] if isinstance(m, ExchangeProposal)]
+        moves = sum(len(change.adds) for _, _, change in mesh.changes[changes:])
+        last_s = max((t for t, _, _ in mesh.changes[changes:]), default=begun_s)
+        print(
+            f"| {nodes} | {phase} | {'yes' if quiet else 'no'} | {(last_s - begun_s) / config.pause_s:.0f} | "
+            f"{len(proposals) / nodes:.1f} | {moves / experts:.2f} | {share:.3f} | "
+            f"{1e3 * cpu_s / max(1, len(proposals)):.0f} ms | {(mesh.owners().sum(axis=0) == 1).all()} |",
+            flush=True,
+        )
+        traces = list(world.traces)
+        moved = range(max(2, nodes // 4))
+        for i in moved:
+            traces[i] = world.traces[(i + 1) % len(moved)]
+        mesh.world = type(world)(
+            world.shape, world.nodes, world.specs, tuple(traces), world.rtt_s, world.byte_s, world.near
+        )
+        mesh.demand_changed(traces)
+
+
+def decide(nodes=64, layers=48, experts=128):
+    """CPU time of one proposal in a large mesh."""
+    world = small_world(0, nodes=nodes, layers=layers, experts=experts, top_k=8, tokens=64, redundancy=1.3)
+    mesh = Mesh(world, 0)
+    machine = next(iter(mesh.machines.values()))
+    times = []
+    for turn in range(2):  # the first chooses copies, the second proposes
+        started = time.process_time()
+        machine.handle(Wake(), 100.0 * (turn + 1))
+        times.append(time.process_time() - started)
+    print(f"{nodes} nodes, {layers * experts} experts: {', '.join(f'{t:.2f} s' for t in times)} a wake")
+
+
+if __name__ == "__main__":
+    print("| nodes | | quiet | rounds | proposals a node | moves an expert | cost / uniform | CPU | one owner |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for count in [int(word) for word in sys.argv[1:]] or [3, 16]:
+        settle(count)
+    decide()
