@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -37,17 +37,20 @@ from meshmoe.custody import (
     PieceArrived,
     Released,
     RequestPiece,
+    SetRate,
     StorePiece,
     Tell,
     ViewChanged,
     Want,
 )
+from meshmoe.custody.throttle import RATE_MAX_BYTES_PER_S
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.membership import Received, Send, Tick
 from meshmoe.node.custody_file import CustodyFile
 from meshmoe.node.gossip_driver import GossipDriver
 from meshmoe.node.mesh import Mesh
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.pacing import Pacer
 from meshmoe.node.unit_intake import UnitIntake
 from meshmoe.node.wants import Wants
 from meshmoe.transport.base import Parcel
@@ -72,10 +75,14 @@ def now_s() -> float:
 class CustodyDriver:
     """Made when the node listens; `begin` gives it the machine when the model is known."""
 
-    def __init__(self, messenger: Messenger, gossip: GossipDriver, mesh: Mesh) -> None:
+    def __init__(
+        self, messenger: Messenger, gossip: GossipDriver, mesh: Mesh, take_call_p99_s: Callable[[], float]
+    ) -> None:
+        """Make one; ``take_call_p99_s`` tells what expert calls have taken since it was asked last, 0 for too few."""
         self._messenger = messenger
         self._gossip = gossip
         self._mesh = mesh
+        self._take_call_p99_s = take_call_p99_s
         self._inbox: deque[CustodyEvent] = deque()
         self._woken = trio.Event()
         self._leave_news = trio.Event()
@@ -122,6 +129,7 @@ class CustodyDriver:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._intake.run)
             nursery.start_soon(self._follow_view)
+            nursery.start_soon(self._pace)
             await self._work()
 
     async def _work(self) -> None:
@@ -154,6 +162,17 @@ class CustodyDriver:
                 if self._wants.update(self._mesh.serving()):
                     self.feed(Want(self._wants.experts))
             await self._mesh.wait_changed()
+
+    async def _pace(self) -> None:
+        """Once a second: let weights come in as fast as expert calls can bear."""
+        assert self.machine is not None
+        pacer, told = Pacer(), RATE_MAX_BYTES_PER_S
+        while True:
+            await trio.sleep(1.0)
+            rate = pacer.step(self._take_call_p99_s(), moving=self.machine.intakes > 0)
+            if rate != told:
+                told = rate
+                self.feed(SetRate(rate))
 
     async def _persist(self, effects: Iterable[CustodyEffect]) -> None:
         """Write the last state of a batch; the earlier ones are contained in it."""

@@ -24,6 +24,7 @@ from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.engine.remote import LayerCall
 from meshmoe.node.calls import CallTable, PendingCall
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.pacing import CallLatency
 from meshmoe.node.peer_times import PeerTimes
 from meshmoe.placement.holder_choice import choose_holders
 from meshmoe.wire.codec import Decoded
@@ -101,6 +102,7 @@ class ExpertClient:
         self._mesh = mesh
         self._patience = patience or CallPatience()
         self._times = PeerTimes()
+        self.latency = CallLatency()
         self.resident: Callable[[ExpertId], bool] = lambda _: False
         self.lost: Callable[[ExpertId], bool] = lambda _: False
         self.compute_here: LocalCompute | None = None
@@ -235,6 +237,7 @@ class ExpertClient:
             else:
                 if call.decode:
                     self._times.answered(asked.peer, asked.answered_s - asked.sent_s)
+                    self.latency.note(asked.answered_s - asked.sent_s)
                 problem = self._take(decoded, asked.peer, experts, call, search)
         except PeerError as error:
             problem = str(error)

@@ -95,6 +95,7 @@ def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rn
     membership = MembershipDriver(messenger, preset, settings.node, generation, endpoints, rng)
     gossip = GossipDriver(messenger, settings.node, generation, rng)
     mesh = Mesh(settings.node, gossip.view, membership.machine, rates)
+    expert_client = ExpertClient(messenger, calls, mesh)
     parts = Parts(
         endpoints=endpoints,
         messenger=messenger,
@@ -102,8 +103,8 @@ def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rn
         membership=membership,
         gossip=gossip,
         mesh=mesh,
-        custody=CustodyDriver(messenger, gossip, mesh),
-        expert_client=ExpertClient(messenger, calls, mesh),
+        custody=CustodyDriver(messenger, gossip, mesh, expert_client.latency.take_p99_s),
+        expert_client=expert_client,
         expert_server=ExpertServer(messenger, mesh, settings.node),
         unit_client=UnitClient(messenger, calls, rates.observe),
         unit_server=UnitServer(messenger),

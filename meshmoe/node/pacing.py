@@ -1,0 +1,66 @@
+"""How fast weights may come in, from what expert calls pay for it: once a second, without sockets or clocks.
+
+While nobody's calls are under way weights move as fast as they can. With calls, the rate starts at what a 500 Mbit/s
+link carries and follows their 99th percentile (`meshmoe.custody.throttle.next_rate`), compared with what it was when
+no weights moved.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from meshmoe.custody import next_rate
+from meshmoe.custody.throttle import RATE_MAX_BYTES_PER_S
+
+RATE_START_BYTES_PER_S = 62.5e6
+
+CALLS_MIN = 10
+"""Fewer calls in a second have no 99th percentile to speak of."""
+
+_CALLS_KEPT = 1024
+
+
+class CallLatency:
+    """Decode calls of the last second."""
+
+    def __init__(self) -> None:
+        self._took_s: deque[float] = deque(maxlen=_CALLS_KEPT)
+
+    def note(self, took_s: float) -> None:
+        """A call was answered."""
+        self._took_s.append(took_s)
+
+    def take_p99_s(self) -> float:
+        """The 99th percentile since this was asked last; 0 when there were fewer than `CALLS_MIN` calls."""
+        took_s = sorted(self._took_s)
+        self._took_s.clear()
+        return took_s[int(0.99 * (len(took_s) - 1))] if len(took_s) >= CALLS_MIN else 0.0
+
+
+class Pacer:
+    """Decides the rate; ask it once a second."""
+
+    def __init__(self) -> None:
+        self.rate_bytes_per_s = RATE_MAX_BYTES_PER_S
+        self._calm_p99_s = 0.0
+
+    def step(self, p99_s: float, *, moving: bool) -> float:
+        """Take in one second.
+
+        Args:
+            p99_s: Of the calls in it; 0 when there were too few.
+            moving: Whether weights were coming in.
+
+        Returns:
+            The rate for the next second.
+        """
+        if p99_s <= 0:
+            self.rate_bytes_per_s = RATE_MAX_BYTES_PER_S
+        elif not moving:
+            self._calm_p99_s = p99_s if self._calm_p99_s <= 0 else 0.8 * self._calm_p99_s + 0.2 * p99_s
+            self.rate_bytes_per_s = RATE_START_BYTES_PER_S
+        elif self.rate_bytes_per_s == RATE_MAX_BYTES_PER_S:
+            self.rate_bytes_per_s = RATE_START_BYTES_PER_S
+        else:
+            self.rate_bytes_per_s = next_rate(self.rate_bytes_per_s, p99_s, self._calm_p99_s)
+        return self.rate_bytes_per_s

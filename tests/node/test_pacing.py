@@ -1,0 +1,43 @@
+"""Weights give way to expert calls, and take the link back when nobody calls."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshmoe.custody.throttle import RATE_MAX_BYTES_PER_S, RATE_MIN_BYTES_PER_S
+from meshmoe.node.pacing import CALLS_MIN, RATE_START_BYTES_PER_S, CallLatency, Pacer
+
+
+def test_a_percentile_needs_enough_calls_and_starts_anew_each_time():
+    latency = CallLatency()
+    for _ in range(CALLS_MIN - 1):
+        latency.note(0.01)
+    assert latency.take_p99_s() == 0.0
+    for number in range(200):
+        latency.note(number / 1000)
+    assert latency.take_p99_s() == 0.197
+    assert latency.take_p99_s() == 0.0
+
+
+def test_slow_calls_halve_the_rate_and_calm_ones_raise_it():
+    pacer = Pacer()
+    for _ in range(5):
+        assert pacer.step(0.010, moving=False) == RATE_START_BYTES_PER_S
+    assert pacer.step(0.020, moving=True) == RATE_START_BYTES_PER_S / 2
+    assert pacer.step(0.013, moving=True) == RATE_START_BYTES_PER_S / 2
+    assert pacer.step(0.010, moving=True) > RATE_START_BYTES_PER_S / 2
+    for _ in range(30):
+        pacer.step(1.0, moving=True)
+    assert pacer.rate_bytes_per_s == RATE_MIN_BYTES_PER_S
+
+
+def test_without_calls_weights_have_the_link_until_calls_come():
+    pacer = Pacer()
+    assert pacer.step(0.0, moving=True) == RATE_MAX_BYTES_PER_S
+    assert pacer.step(0.010, moving=True) == RATE_START_BYTES_PER_S
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.booleans()), max_size=60))
+def test_the_rate_keeps_its_bounds(seconds):
+    pacer = Pacer()
+    for p99_s, moving in seconds:
+        assert RATE_MIN_BYTES_PER_S <= pacer.step(p99_s, moving=moving) <= RATE_MAX_BYTES_PER_S
