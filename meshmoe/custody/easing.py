@@ -13,7 +13,7 @@ from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.custody.custodian import Custodian
 from meshmoe.custody.desk import Desk
 from meshmoe.custody.donor import Donors
-from meshmoe.custody.takers import has_room, takers
+from meshmoe.custody.takers import takers
 
 NEVER_S = float("inf")
 
@@ -51,11 +51,19 @@ class Easing:
         """Offer an expert of that size or more to somebody with room; those first of which this node is no guardian."""
         desk = self._desk
         guarded = {expert for expert, nodes in desk.plan.guardians.items() if desk.me in nodes}
+        room_bytes = {node: self._room_bytes(node) for node in desk.survey.nodes}
         large = [expert for expert in desk.book.standing() if desk.expert_bytes[expert] >= short_bytes]
         for expert in sorted(large, key=lambda expert: (expert in guarded, expert)):
             for peer in takers(desk, self._donors, expert):
-                if (expert, peer) not in self._tried and has_room(desk, self._donors, peer, expert):
+                if (expert, peer) not in self._tried and room_bytes[peer] >= desk.expert_bytes[expert]:
                     self._tried.add((expert, peer))
                     self._donors.give(expert, peer)
                     return True
         return False
+
+    def _room_bytes(self, node: NodeId) -> int:
+        """What another node has free, as it last told, or could make free by dropping replicas."""
+        desk = self._desk
+        load = desk.survey.nodes[node].load
+        free_bytes = 0 if load is None else load.free_bytes
+        return free_bytes + sum(desk.expert_bytes.get(expert, 0) for expert in desk.survey.replicas(node))

@@ -17,7 +17,7 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.core.messages import Message
@@ -150,6 +150,11 @@ class CustodyMachine:
         """Experts about which a question of this node is out, and whom it asks."""
         asks = ((expert, self._desk.book[expert].ask) for expert in self._desk.book.asking)
         return {expert: ask.peer for expert, ask in asks if ask is not None}
+
+    @property
+    def wants(self) -> Collection[ExpertId]:
+        """Experts that placement wants resident here."""
+        return self._desk.wants.keys()
 
     def record(self, expert: ExpertId) -> Custody:
         """All that this node keeps about an expert."""

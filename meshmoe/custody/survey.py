@@ -65,6 +65,11 @@ class Survey:
         """Other nodes where the expert is resident."""
         return frozenset(self._holders.get(expert, ()))
 
+    def replicas(self, node: NodeId) -> list[ExpertId]:
+        """What is resident at another node without a claim of its: it may go if room is needed."""
+        view = self.nodes[node]
+        return [e for e in _holdings_of(view) if e.index not in view.claims.get(e.layer, {})]
+
     def storers(self) -> frozenset[NodeId]:
         """Other nodes that have all of the model on disk."""
         return frozenset(node for node, view in self.nodes.items() if view.info is not None and view.info.stores_model)

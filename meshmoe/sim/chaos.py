@@ -8,6 +8,7 @@ from random import Random
 
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.custody import Give, Want
+from meshmoe.placement.guardian import guardian_plan
 from meshmoe.sim.disk import Disk
 from meshmoe.sim.node import SimNode
 from meshmoe.sim.rates import FaultRates
@@ -15,6 +16,10 @@ from meshmoe.sim.world import World
 
 LOOK_S = 0.25
 """How often the checker looks at everything."""
+
+STAYING_MIN = 2
+"""So many always run and mean to stay. When all have gone at once nobody remembers the mesh, and who meets whom again
+is decided by the addresses that people give to ``--peer``, not by the machines."""
 
 
 class Chaos:
@@ -76,9 +81,12 @@ class Chaos:
                 world.note(f"{name} stays down")
                 del self.down[name]
         self.restart_all()
-        for node in world.living():
-            if node.custody is not None:
-                node.custody.feed(Want(()))
+        if self._rates.wants_plan:
+            self._want_plan()
+        else:
+            for node in world.living():
+                if node.custody is not None:
+                    node.custody.feed(Want(()))
 
     def restart_all(self) -> None:
         """Start whoever is down or has left."""
@@ -86,11 +94,20 @@ class Chaos:
         for name in sorted(self.down):
             self._world.start(name, self.down.pop(name))
 
+    def _want_plan(self) -> None:
+        """Placement wants what the running node's does: the guardian plan, which fills memory with replicas."""
+        world = self._world
+        capacities = {node.name: node.capacity_bytes for node in world.living()}
+        plan = guardian_plan(list(world.expert_bytes.items()), capacities)
+        for node in world.living():
+            if node.custody is not None:
+                node.custody.feed(Want(tuple(plan.by_node[node.name])))
+
     # -- deeds ------------------------------------------------------------
 
     def _crash(self) -> None:
         world, victim = self._world, self._victim()
-        if victim is None or len(world.living()) < 3:
+        if victim is None or len(self._able()) <= STAYING_MIN:
             return
         within = world.checker.may_crash(victim)
         if not within and not self._rates.beyond:
@@ -127,7 +144,7 @@ class Chaos:
 
     def _leave(self) -> None:
         node = self._someone()
-        if node is not None and len(self._world.living()) > 3:
+        if node is not None and len(self._able()) > STAYING_MIN:
             self.counts["leaves"] += 1
             self._world.note(f"{node.name} is leaving")
             node.leave()

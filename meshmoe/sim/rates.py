@@ -26,6 +26,7 @@ class FaultRates:
         one_way: Share of splits that cut one direction only.
         beyond: Whether nodes may crash that hold the last standing claim; their disks are kept then.
         skew: Clock rates differ from true time by up to this share.
+        wants_plan: Whether placement wants replicas in the liveness phase, as it does in the running node.
     """
 
     weather: Weather
@@ -38,6 +39,7 @@ class FaultRates:
     one_way: float
     beyond: bool
     skew: float
+    wants_plan: bool
 
 
 def draw_rates(rng: Random) -> FaultRates:
@@ -66,4 +68,5 @@ def draw_rates(rng: Random) -> FaultRates:
         one_way=rng.choice((0.0, 0.5, 1.0)),
         beyond=rng.random() < 0.15,
         skew=rng.choice(CLOCK_RATES),
+        wants_plan=rng.random() < 0.5,
     )

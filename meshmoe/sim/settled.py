@@ -80,7 +80,8 @@ def _expert_problem(world: World, expert: ExpertId, machines: Iterable[CustodyMa
         return f"L2: {expert} has custodians in slots {slots}, {min(wanted)} are wanted"
     for node in living:
         assert node.custody is not None
-        if expert in node.custody.resident and expert not in node.custody.machine.custody:
+        machine = node.custody.machine
+        if expert in node.custody.resident and expert not in machine.custody and expert not in machine.wants:
             return f"L2: {node.name} keeps {expert}, which nobody wants"
     return None
 
