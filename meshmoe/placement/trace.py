@@ -7,6 +7,7 @@ pays rounds and prefill pays bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,7 +91,7 @@ def decode_steps(experts: NDArray[np.integer], tokens_per_s: float) -> Steps:
     return Steps(experts.astype(np.int16), np.ones(experts.shape, np.int32), rates, np.ones(count, np.int32))
 
 
-def prefill_steps(chunks: list[NDArray[np.integer]], chunks_per_s: float, experts: int) -> Steps:
+def prefill_steps(chunks: Sequence[NDArray[np.integer]], chunks_per_s: float, experts: int) -> Steps:
     """Prefill steps from recorded routing.
 
     Args:
