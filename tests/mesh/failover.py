@@ -48,7 +48,7 @@ class Stream:
 
 @dataclass
 class Outcome:
-    """What a case came to, its tokens being right: sorted pauses between two tokens of a stream, during it and before."""
+    """What a case came to, its tokens being right: sorted pauses between tokens of a stream, during it and before."""
 
     case: str
     pauses_s: list[float]
