@@ -53,6 +53,9 @@ class Greeter:
             self._answer = answer
             self._answered.set()
 
+    def _forget_answer(self) -> None:
+        self._answer, self._answered = None, trio.Event()
+
     async def greet(self, peers: Sequence[Sequence[Address]], hello: Hello) -> Welcome:
         """Introduce this node to the first peer that answers.
 
@@ -64,6 +67,7 @@ class Greeter:
             JoinError: Nobody answered (the message has each address and its problem), or a member refused.
         """
         problems: list[str] = []
+        self._forget_answer()
         for host, port in (address for addresses in peers for address in addresses):
             if (host, port) == (hello.endpoints.host, hello.endpoints.control_port):
                 problems.append(f"{host}:{port} is this node itself: give the address of another one")

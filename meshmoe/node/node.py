@@ -59,6 +59,10 @@ LEAVE_TIMEOUT_S = 600.0
 """How long a leaving node hands over at most: 30 GiB at a gigabit. Custody itself gives up much earlier if nobody takes
 anything any more."""
 
+GREET_AGAIN_S = 60.0
+"""How often a node looks whether its --peer addresses are of its mesh, and says hello where they are not. When
+everybody who remembered the mesh has gone or been wiped, newcomers would else be a mesh apart for ever."""
+
 DRAIN_TIMEOUT_S = 30.0
 """How long a leaving node's own requests may go on."""
 
@@ -123,6 +127,7 @@ class Node:
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(parts.custody.run)
+                nursery.start_soon(self._greet_again, parts, self.model_source.manifest.model_digest)
                 await self._stop.wait()
                 await self.before_stop()  # clients of open streams are told before the engine goes away under them
                 nursery.cancel_scope.cancel()
@@ -172,16 +177,34 @@ class Node:
         if not settings.peers:
             return None
         self.phase = "joining"
-        hello = Hello(
-            node=settings.node,
+        digest = own_model.manifest.model_digest if own_model is not None else None
+        welcome = await parts.greeter.greet(settings.peers, self._hello(parts, digest))
+        parts.membership.feed(Learned(NodeId(welcome.node), welcome.generation, welcome.endpoints))
+        return welcome
+
+    def _hello(self, parts: Parts, model_digest: str | None) -> Hello:
+        return Hello(
+            node=self.settings.node,
             generation=self.generation,
             endpoints=parts.endpoints,
             software=__version__,
-            model_digest=own_model.manifest.model_digest if own_model is not None else None,
+            model_digest=model_digest,
         )
-        welcome = await parts.greeter.greet(settings.peers, hello)
-        parts.membership.feed(Learned(NodeId(welcome.node), welcome.generation, welcome.endpoints))
-        return welcome
+
+    async def _greet_again(self, parts: Parts, model_digest: str) -> None:
+        """Now and then: see that whoever lives at the addresses given by ``--peer`` is in this mesh."""
+        while True:
+            await trio.sleep(GREET_AGAIN_S)
+            members = parts.membership.machine.members.values()
+            known = {(m.endpoints.host, m.endpoints.control_port) for m in members if m.state.present}
+            apart = [addresses for addresses in self.settings.peers if known.isdisjoint(addresses)]
+            for addresses in apart:
+                try:
+                    welcome = await parts.greeter.greet([addresses], self._hello(parts, model_digest))
+                except JoinError as error:
+                    logger.info("%s", error)
+                else:
+                    parts.membership.feed(Learned(NodeId(welcome.node), welcome.generation, welcome.endpoints))
 
     async def _obtain_model(self, parts: Parts, own_model: ModelSource | None, welcome: Welcome | None) -> ModelSource:
         if welcome is None:

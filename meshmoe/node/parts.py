@@ -10,7 +10,7 @@ import trio
 
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.ids import NodeId
-from meshmoe.membership import PRESETS, MemberDead, MemberLeft
+from meshmoe.membership import PRESETS, Doubted, MemberDead, MemberLeft
 from meshmoe.node.addresses import advertised_host
 from meshmoe.node.calls import CallTable
 from meshmoe.node.custody_driver import CustodyDriver
@@ -69,6 +69,7 @@ class Parts:
         """What was asked over a broken connection may not have arrived: ask elsewhere now, not at the deadline."""
         if lane is Lane.DATA:
             self.calls.fail_peer(peer, "has lost its connection")
+            self.membership.feed(Doubted(peer))
 
     def _member_changed(self, change: Change) -> None:
         if isinstance(change, MemberDead | MemberLeft):

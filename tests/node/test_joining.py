@@ -10,6 +10,7 @@ from meshmoe.model.store import PartialStore
 from meshmoe.model.tiny import make_tiny_checkpoint
 from meshmoe.model.unit_names import UnitName
 from tests.node.support import GREEDY, open_test_mesh, written, written_alone
+from tests.transport.support import free_port
 
 PROMPT = (5, 17, 40, 8)
 
@@ -117,3 +118,27 @@ def test_a_mesh_of_other_files_is_not_joined(tmp_path, model):
         trio.run(main)
     assert "this mesh serves model" in repr(caught.value)
     shutil.rmtree(other)
+
+
+def test_who_lives_at_a_peer_address_later_is_met(tmp_path, model, monkeypatch):
+    """The only node that knew both has gone, and another one has taken its place, knowing nobody."""
+    monkeypatch.setattr("meshmoe.node.node.GREET_AGAIN_S", 0.5)
+
+    async def main():
+        async with open_test_mesh(tmp_path) as mesh:
+            port = free_port()
+            old = await mesh.add("old", model, 1.0, listen=("127.0.0.1", port))
+            stays = await mesh.add("stays", model, 1.0)
+            await mesh.settle()
+            mesh.nodes.remove(old)
+            old.stop()
+            with trio.fail_after(30):
+                while stays.status().peers[1].state != "dead":
+                    await trio.sleep(0.05)
+            new = await mesh.add("new", model, 1.0, listen=("127.0.0.1", port), peers=())
+            with trio.fail_after(30):
+                while "stays" not in {peer.node for peer in new.status().peers if peer.state == "alive"}:
+                    await trio.sleep(0.05)
+            await mesh.settle()
+
+    trio.run(main)
