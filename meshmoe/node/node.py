@@ -59,7 +59,7 @@ LEAVE_TIMEOUT_S = 600.0
 """How long a leaving node hands over at most: 30 GiB at a gigabit. Custody itself gives up much earlier if nobody takes
 anything any more."""
 
-GREET_AGAIN_S = 60.0
+GREET_AGAIN_S = 20.0
 """How often a node looks whether its --peer addresses are of its mesh, and says hello where they are not. When
 everybody who remembered the mesh has gone or been wiped, newcomers would else be a mesh apart for ever."""
 
@@ -202,7 +202,7 @@ class Node:
                 try:
                     welcome = await parts.greeter.greet([addresses], self._hello(parts, model_digest))
                 except JoinError as error:
-                    logger.info("%s", error)
+                    logger.debug("greeting again: %s", error)
                 else:
                     parts.membership.feed(Learned(NodeId(welcome.node), welcome.generation, welcome.endpoints))
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MODEL_DIGEST = "5a" * 20
 HELLO_S = 0.5
+GREET_AGAIN_S = 20.0
 REPORT_S = 1.0
 LAG_PROBE_S = 0.5
 
@@ -74,6 +75,7 @@ class SimNode:
         self.process = Process(world.clock, world.rng, rate)
         self.connections: dict[NodeId, Endpoints] = {}
         self.phase: Phase = "joining"
+        self._peers: list[NodeId] = []
         self.kept: tuple[tuple[ExpertId, str], ...] = ()
         """What a leave could not hand over."""
         self.mesh = MeshPart(self.process, self, name, generation, endpoints, world.rng)
@@ -91,6 +93,7 @@ class SimNode:
 
     def join(self, peers: list[NodeId]) -> None:
         """Say hello to one peer after the other until one answers; with no peers, begin a mesh."""
+        self._peers = self._peers or peers
         if not peers:
             self._begin()
         elif self.phase == "joining":
@@ -106,9 +109,19 @@ class SimNode:
 
     def welcome(self, node: NodeId, generation: int, endpoints: Endpoints) -> None:
         """A member has answered."""
+        self.mesh.feed(Learned(node, generation, endpoints))
         if self.phase == "joining":
-            self.mesh.feed(Learned(node, generation, endpoints))
             self._begin()
+            self.process.after(GREET_AGAIN_S, self._greet_again)
+
+    def _greet_again(self) -> None:
+        """Say hello to peers that are not present here: they may be a mesh apart (`meshmoe.node.node`)."""
+        if self.phase == "serving":
+            members = self.mesh.membership.members
+            for peer in self._peers:
+                if peer not in members or not members[peer].state.present:
+                    self.world.carry_hello(self, peer)
+            self.process.after(GREET_AGAIN_S, self._greet_again)
 
     def leave(self) -> None:
         """`meshmoe leave`: hand everything over, say farewell, end."""
