@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meshmoe.core.units import format_duration, format_rate, format_size
-from meshmoe.node.status import CoverageStatus, NodeStatus, PeerStatus, ServingStatus, TransferStatus
+from meshmoe.node.status import CoverageStatus, CustodyStatus, NodeStatus, PeerStatus, ServingStatus, TransferStatus
 
 PIPE_WIDTH_CHARS = 240
 """A pipe has no width; this is wide enough for every table, which then takes only what it needs."""
@@ -56,6 +56,8 @@ def _parts(console: Console, status: NodeStatus) -> Iterator[RenderableType]:
     yield from _serving(status.serving)
     if status.coverage is not None:
         yield from _coverage(status.coverage)
+    if status.custody is not None:
+        yield from _custody(status.custody)
     yield Text()
     yield _fitted(console, [_node_cells(peer) for peer in status.peers], _NODES_GIVE_WAY)
     if status.transfers:
@@ -113,6 +115,20 @@ def _coverage(coverage: CoverageStatus) -> Iterator[Text]:
     for layer, indices in missing:
         if indices:
             yield Text(f"         layer {layer} lacks {_ranges(indices)}", "red")
+
+
+def _custody(custody: CustodyStatus) -> Iterator[Text]:
+    parts = [f"{custody.experts} experts in this node's custody"]
+    if custody.intakes:
+        parts.append(f"{custody.intakes} on their way in")
+    if custody.migrations:
+        parts.append(f"{custody.migrations} migrations under way")
+    if custody.given or custody.taken:
+        parts.append(f"{custody.given} given and {custody.taken} taken since the start")
+    yield Text("kept     " + ", ".join(parts))
+    if custody.lost_total:
+        shown = ", ".join(custody.lost[:8]) + (", ..." if custody.lost_total > 8 else "")
+        yield Text(f"         lost: {shown} ({custody.lost_total} in all): no present node holds or stores them", "red")
 
 
 def _ranges(numbers: list[int]) -> str:

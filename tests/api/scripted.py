@@ -20,6 +20,7 @@ from meshmoe.engine.request import (
 from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.node.status import (
     CoverageStatus,
+    CustodyStatus,
     LeaveProgress,
     ModelStatus,
     NodeStatus,
@@ -154,6 +155,7 @@ class ScriptedService:
             ),
             serving=ServingStatus(ready=self.not_ready is None, reason=str(self.not_ready or ""), active=self.active),
             transfers=[TransferStatus(what="expert 1/3", source="b", done_bytes=1 << 20, total_bytes=2 << 20)],
+            custody=CustodyStatus(experts=5, intakes=1, migrations=2, lost=["1/3"], lost_total=1, given=3, taken=4),
             experts_wanted=4,
             join_command="meshmoe join --peer 10.0.0.1:7337",
             faults={"timeouts": 2, "retries": 0},

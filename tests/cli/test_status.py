@@ -34,6 +34,8 @@ def test_in_a_pipe_everything_is_there(served: Served, invoke: Invoke) -> None:
         "not covered  7 of 8 experts",
         "the mesh lacks 2.00 MiB of capacity",
         "layer 1 lacks 3",
+        "5 experts in this node's custody, 1 on their way in, 2 migrations under way, 3 given and 4 taken",
+        "lost: 1/3 (1 in all)",
         "a *",
         "b-with-a-longer-name",
         "suspect",
