@@ -5,6 +5,7 @@
 
 from meshmoe.gossip.config import DEFAULT, GossipConfig
 from meshmoe.gossip.events import GossipEffect, GossipEvent, LaterLife, Publish, Withdraw
+from meshmoe.gossip.holdings_news import HoldingsNews
 from meshmoe.gossip.machine import Gossip
 from meshmoe.gossip.messages import GOSSIP_MESSAGES
 from meshmoe.gossip.values import Agreement, Claims, Demand, Holdings, Link, Links, Load, NodeInfo, Value, key_of
@@ -22,6 +23,7 @@ __all__ = [
     "GossipEffect",
     "GossipEvent",
     "Holdings",
+    "HoldingsNews",
     "LaterLife",
     "Link",
     "Links",

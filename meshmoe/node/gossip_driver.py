@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from random import Random
 
@@ -10,7 +9,7 @@ import trio
 
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.ids import ExpertId, NodeId
-from meshmoe.gossip import DEFAULT, GOSSIP_MESSAGES, Gossip, GossipEvent, Holdings, Publish, Value
+from meshmoe.gossip import DEFAULT, GOSSIP_MESSAGES, Gossip, GossipEvent, HoldingsNews, Publish, Value
 from meshmoe.gossip.view import View
 from meshmoe.membership import Received, Send, Tick
 from meshmoe.node.messenger import Messenger
@@ -27,7 +26,7 @@ class GossipDriver:
         self._messenger = messenger
         self._ticker = Ticker()
         self._seen_version = 0
-        self._published: dict[int, frozenset[int]] = {}
+        self._holdings_news = HoldingsNews()
         self.on_view_change: Callable[[], None] = lambda: None
         for message_type in GOSSIP_MESSAGES:
             messenger.on(message_type, self._received)
@@ -53,15 +52,7 @@ class GossipDriver:
 
     def publish_holdings(self, resident: Iterable[ExpertId]) -> None:
         """Tell the mesh which experts are resident here; only layers that changed are sent."""
-        layers: dict[int, set[int]] = defaultdict(set)
-        for expert in resident:
-            layers[expert.layer].add(expert.index)
-        changed = [
-            Holdings.of(layer, layers.get(layer, ()))
-            for layer in sorted({*layers, *self._published})
-            if self._published.get(layer, frozenset()) != layers.get(layer, set())
-        ]
-        self._published = {layer: frozenset(indices) for layer, indices in layers.items()}
+        changed = self._holdings_news.of(resident)
         if changed:
             self.publish(*changed)
 

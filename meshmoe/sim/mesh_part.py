@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
@@ -10,7 +9,7 @@ from typing import Protocol
 from meshmoe.core.endpoints import Endpoints
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.core.messages import Message
-from meshmoe.gossip import DEFAULT, Gossip, GossipEvent, Holdings, LaterLife, Publish, Value
+from meshmoe.gossip import DEFAULT, Gossip, GossipEvent, HoldingsNews, LaterLife, Publish, Value
 from meshmoe.membership import (
     LAN,
     Connect,
@@ -59,7 +58,7 @@ class MeshPart:
         self._process = process
         self._wires = wires
         self._seen_version = 0
-        self._published: dict[int, frozenset[int]] = {}
+        self._holdings_news = HoldingsNews()
         self._membership_alarm = Alarm(process, self.membership.next_deadline, lambda: self.feed(Tick()))
         self._gossip_alarm = Alarm(process, self.gossip.next_deadline, lambda: self.tell(Tick()))
         self._membership_alarm.set()
@@ -105,14 +104,6 @@ class MeshPart:
 
     def publish_holdings(self, resident: Iterable[ExpertId]) -> None:
         """Tell the mesh which experts are resident here; only layers that changed are sent."""
-        layers: dict[int, set[int]] = defaultdict(set)
-        for expert in resident:
-            layers[expert.layer].add(expert.index)
-        changed = [
-            Holdings.of(layer, layers.get(layer, ()))
-            for layer in sorted({*layers, *self._published})
-            if self._published.get(layer, frozenset()) != layers.get(layer, set())
-        ]
-        self._published = {layer: frozenset(indices) for layer, indices in layers.items()}
+        changed = self._holdings_news.of(resident)
         if changed:
             self.publish(*changed)

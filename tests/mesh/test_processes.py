@@ -13,22 +13,11 @@ import pytest
 import trio
 
 from meshmoe.cli.local_mesh import open_local_mesh
+from tests.mesh.failover import PROMPTS
 
 pytestmark = pytest.mark.mesh
 
 NAMES = ("attic", "desk", "shop")
-PROMPTS = [
-    "The server process",
-    "def read(",
-    "#include <",
-    "lantern, noun:",
-    "12 + 7 =",
-    "When the client",
-    "class Node:",
-    "struct buffer {",
-    "butter, noun:",
-    "8 * 4 =",
-]
 
 
 @pytest.fixture(scope="module")
