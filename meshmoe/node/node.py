@@ -384,11 +384,14 @@ class Node:
     async def _hand_over(self, custody: CustodyDriver) -> AsyncIterator[LeaveProgress]:
         """Give every expert in custody to another node; ends when that is done, or nobody takes any more."""
         custody.leave()
-        with trio.move_on_after(LEAVE_TIMEOUT_S):
-            while custody.leave_finished is None:
+        deadline_s = trio.current_time() + LEAVE_TIMEOUT_S
+        while custody.leave_finished is None:
+            with trio.move_on_at(deadline_s) as scope:  # no yield in here: a scope must not outlive its task's step
                 await custody.wait_leave_news()
-                step = custody.leave_progress
-                yield LeaveProgress(step.total - step.done, step.total, "others take over what this node keeps")
+            if scope.cancelled_caught:
+                break
+            step = custody.leave_progress
+            yield LeaveProgress(step.total - step.done, step.total, "others take over what this node keeps")
         finished = custody.leave_finished
         if finished is not None and finished.kept:
             (expert, reason), total = finished.kept[0], custody.leave_progress.total
