@@ -1,21 +1,30 @@
 """The next token from a row of logits.
 
-All arithmetic is on float32 logits (float64 for the final draw), with a counter-based generator of the request's own:
-the same logits and the same seed give the same token, whatever else the node is doing.
+All arithmetic is on float32 logits (float64 for the final draw). The same logits, the same seed and the same place in
+the text give the same token, whatever else the node is doing and whatever was drawn before.
 
 The order is the usual one: repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the former left.
 Log-probabilities are of the model's own distribution, before all that.
+
+The draw is a race. Every token of the vocabulary gets an exponential delay, made of nothing but seed and place. Divided
+by its probability, the shortest wins, and wins with exactly that probability (the Gumbel-max trick, Gumbel 1954, in its
+exponential form). Two distributions that run the same race, a draft's and the model's, agree as often as they are
+alike: at least with probability (1 - d) / (1 + d) at total variation distance d. That is how drafts are checked here
+(Daliri, Musco and Suresh 2024, "Coupling without Communication and Drafter-Invariant Speculative Decoding"): the
+model's own winner is the token, always, and a draft only decides how many of them one pass can tell.
+docs/decisions/local-drafts.md says why not the rejection rule.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from meshmoe.core.errors import MeshmoeError, RequestError
@@ -23,6 +32,9 @@ from meshmoe.engine.request import STOP_STRINGS_MAX, SamplingParams
 
 LOGPROBS_MAX = 20
 """Most tokens reported beside a chosen one, as in OpenAI's interface."""
+
+_UNIFORM_MIN = 2.0**-54
+"""In place of the 0 that a uniform number can be: a token without probability must not win by 0 / 0."""
 
 _NUCLEUS_GUESS = 256
 """Tokens looked at first for top-p; sorting a whole vocabulary of 150,000 takes 10 ms, and is hardly ever needed."""
@@ -48,8 +60,10 @@ class Sampler:
     def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
         self._params = params
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        self._random = np.random.Generator(np.random.Philox(seed & (1 << 64) - 1))
+        self._key = seed & (1 << 64) - 1
         self._seen: dict[int, None] = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1.0 else {}
+        self._place = 0
+        """Tokens chosen so far."""
 
     def choose(self, logits: Tensor) -> Choice:
         """Choose the next token.
@@ -62,17 +76,8 @@ class Sampler:
         """
         params = self._params
         logits = logits.to(torch.float32)
-        scores = penalised(logits, list(self._seen), params.repetition_penalty)
-        if params.temperature == 0:
-            token_id = int(scores.numpy().argmax())  # a third of the time that torch takes for a vocabulary of 4,096
-        else:
-            ids, probs = distribution(scores, params)
-            total = probs.cumsum(0)
-            point = self._random.random() * float(total[-1])
-            place = int(torch.searchsorted(total, point, right=True))
-            token_id = int(ids[min(place, len(ids) - 1)])
-        if not math.isfinite(scores[token_id].item()):
-            raise MeshmoeError("the model's logits are not numbers; verify the checkpoint, it may be damaged")
+        token_id = self._winner(logits, ())
+        self._place += 1
         if params.repetition_penalty != 1.0:
             self._seen[token_id] = None
         if params.logprobs is None:
@@ -81,6 +86,35 @@ class Sampler:
         top = torch.topk(logprobs, min(params.logprobs, len(logprobs)))
         pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         return Choice(token_id, float(logprobs[token_id]), tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))))
+
+    def guess(self, logits: Tensor, ahead: Sequence[int]) -> int:
+        """The token that `choose` would take for these logits once the tokens ``ahead`` were written. Changes nothing.
+
+        Args:
+            logits: ``[V]``, of a draft; not changed.
+            ahead: Tokens drafted since the last chosen one.
+        """
+        return self._winner(logits.to(torch.float32), ahead)
+
+    def _winner(self, logits: Tensor, ahead: Sequence[int]) -> int:
+        params = self._params
+        seen = list(self._seen | dict.fromkeys(ahead)) if params.repetition_penalty != 1.0 else []
+        scores = penalised(logits, seen, params.repetition_penalty)
+        if params.temperature == 0:
+            token_id = int(scores.numpy().argmax())  # a third of the time that torch takes for a vocabulary of 4,096
+        else:
+            ids, probs = distribution(scores, params)
+            delays = self._delays(self._place + len(ahead), len(scores))[ids.numpy()]
+            place = int(np.argmax(probs.numpy() / delays))
+            token_id = int(ids[place])
+        if not math.isfinite(scores[token_id].item()):
+            raise MeshmoeError("the model's logits are not numbers; verify the checkpoint, it may be damaged")
+        return token_id
+
+    def _delays(self, place: int, vocabulary: int) -> NDArray[np.float64]:
+        """Exponential delays of the race at a place, ``[V]``, above 0; the same in every race there."""
+        uniform = np.random.Generator(np.random.Philox(key=self._key, counter=place << 64)).random(vocabulary)
+        return -np.log1p(-np.maximum(uniform, _UNIFORM_MIN))
 
 
 def penalised(logits: Tensor, seen: list[int], penalty: float) -> Tensor:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,6 +108,56 @@ def test_frequencies_follow_probabilities():
     counts = np.bincount([sampler.choose(probs.log()).token_id for _ in range(n)], minlength=4)
     for count, p in zip(counts, probs.tolist(), strict=True):
         assert abs(count - n * p) < 4 * math.sqrt(n * p * (1 - p))
+
+
+def test_the_race_draws_by_probability():
+    """Chi-square over 64 tokens and 20,000 places; a race that misreads its delays must fail it."""
+    probs = torch.softmax(2 * torch.randn(64, generator=torch.Generator().manual_seed(5)), 0)
+    logits, n = probs.log(), 20_000
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=11), ())
+    counts = np.bincount([sampler.choose(logits).token_id for _ in range(n)], minlength=64)
+    assert p_value(counts, probs) > 1e-3
+    loaded = np.bincount(
+        [np.argmin(sampler._delays(place, 64) / probs.numpy() ** 1.1) for place in range(n)], minlength=64
+    )
+    assert p_value(loaded, probs) < 1e-6
+
+
+def p_value(counts, probs):
+    """That counts this far from ``probs`` come by chance; rare tokens taken together."""
+    expected = probs.double().numpy() / float(probs.double().sum()) * counts.sum()
+    rare = expected < 10
+    observed = [*counts[~rare], counts[rare].sum()]
+    return scipy.stats.chisquare(observed, [*expected[~rare], expected[rare].sum()]).pvalue
+
+
+@examples
+@given(logits=rows, ahead=st.lists(st.integers(0, 1), max_size=4), temperature=st.sampled_from([0.0, 0.8]))
+def test_a_guess_is_the_choice_to_come(logits, ahead, temperature):
+    params = SamplingParams(temperature=temperature, seed=4, repetition_penalty=1.3)
+    sampler, later = Sampler(params, (0,)), Sampler(params, (0,))
+    written = []
+    for token in ahead:
+        forced = torch.full_like(logits, -1e9)
+        forced[token] = 1e9
+        written.append(later.choose(forced).token_id)
+    assert written == ahead
+    guess = sampler.guess(logits, ahead)
+    assert guess == sampler.guess(logits, ahead), "guessing changes nothing"
+    assert later.choose(logits).token_id == guess
+
+
+def test_alike_distributions_agree_as_often_as_promised():
+    generator = torch.Generator().manual_seed(8)
+    logits = 1.5 * torch.randn(200, generator=generator)
+    near = logits + 0.5 * torch.randn(200, generator=generator)
+    apart = 0.5 * float((torch.softmax(logits, 0) - torch.softmax(near, 0)).abs().sum())
+    agreed, n = 0, 3000
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=2), ())
+    for _ in range(n):
+        agreed += sampler.guess(near, ()) == sampler.choose(logits).token_id
+    assert agreed / n > (1 - apart) / (1 + apart) - 0.03
+    assert agreed / n < 1 - apart + 0.03, "no coupling can agree more often"
 
 
 def test_the_penalty_remembers_what_was_written():
