@@ -1,0 +1,60 @@
+"""How often drafts turn out right, by how far ahead they were made. Old experience fades."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DEPTH_MAX = 16
+"""Tokens drafted at most in one pass."""
+
+FADING = 0.97
+"""What is left of an experience's weight when the next one comes: about the last thirty count."""
+
+PRIOR_WEIGHT = 3.0
+"""Experiences that the prior is worth."""
+
+
+class Acceptance:
+    """One drafter's record in one request, or of a node.
+
+    The chance of a draft being right is counted at each depth under the condition that all before it were, since only
+    then is it looked at.
+    """
+
+    def __init__(self, prior: Sequence[float]) -> None:
+        """Begin with chances taken from elsewhere, ``prior[d]`` at depth ``d``; the last holds for all deeper ones."""
+        self._prior = list(prior)
+        self._tried = [0.0] * DEPTH_MAX
+        self._right = [0.0] * DEPTH_MAX
+        self.drafted = 0
+        self.accepted = 0
+
+    def note(self, drafted: int, accepted: int) -> None:
+        """A pass checked ``drafted`` tokens, of which the first ``accepted`` were right."""
+        self.drafted += drafted
+        self.accepted += accepted
+        for depth in range(min(drafted, accepted + 1)):
+            self._tried[depth] = self._tried[depth] * FADING + 1.0
+            self._right[depth] = self._right[depth] * FADING + (depth < accepted)
+
+    def chances(self) -> list[float]:
+        """At each depth, the chance that a draft is right if all before it are."""
+        found: list[float] = []
+        for depth in range(DEPTH_MAX):
+            expected = self._prior_at(depth)
+            if found:
+                # A text that is easier at one depth than the prior says will be so at the next.
+                expected = min(1.0, expected * found[-1] / max(self._prior_at(depth - 1), 1e-6))
+            found.append((self._right[depth] + PRIOR_WEIGHT * expected) / (self._tried[depth] + PRIOR_WEIGHT))
+        return found
+
+    def survival(self) -> list[float]:
+        """The chance that the first ``d + 1`` drafts are all right, at each ``d``."""
+        alive, found = 1.0, []
+        for chance in self.chances():
+            alive *= chance
+            found.append(alive)
+        return found
+
+    def _prior_at(self, depth: int) -> float:
+        return self._prior[min(depth, len(self._prior) - 1)]

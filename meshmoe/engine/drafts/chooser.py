@@ -1,0 +1,62 @@
+"""Chooses how many tokens to draft in the next pass, and learns from each. One for a node: its links and its boxes are
+what passes take time for.
+
+Estimates that are never tried never get better, so now and then a pass goes another way than the best known one: with
+no drafts, or with a few more. That costs at most one pass in `EXPLORE_EVERY`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshmoe.engine.drafts.length import Prospect, choose_lengths
+from meshmoe.engine.drafts.timing import PassTimes
+
+EXPLORE_EVERY = 40
+
+FIRST_PASSES = 3
+"""Passes without drafts before anything is tried, so that there is something to compare with."""
+
+EXPLORE_FROM_NONE_EVERY = 100
+
+STEP = 2
+"""Tokens more than the best, when more are tried."""
+
+
+class LengthChooser:
+    """See above."""
+
+    def __init__(self) -> None:
+        self._passes = PassTimes()
+        self._drafts = PassTimes()
+        self._local = PassTimes()
+        self._chosen = 0
+        self._tries = 0
+
+    def note_pass(self, rows: int, took_s: float, waited_s: float) -> None:
+        """A pass through the mesh over ``rows`` took ``took_s``, of which it ``waited_s`` for peers."""
+        self._passes.note(rows, took_s)
+        self._local.note(rows, max(0.0, took_s - waited_s))
+
+    def note_draft(self, rows: int, took_s: float) -> None:
+        """A drafting pass over ``rows`` took so long."""
+        self._drafts.note(rows, took_s)
+
+    def draft_s(self, rows: int) -> float:
+        """Seconds of a drafting pass; until one was measured, what passes compute here."""
+        return (self._drafts if self._drafts.known else self._local).expected_s(rows)
+
+    def lengths(self, prospects: Sequence[Prospect]) -> list[int]:
+        """How many tokens to draft for each request of the next pass."""
+        self._chosen += 1
+        if self._chosen <= FIRST_PASSES:
+            return [0] * len(prospects)
+        best = choose_lengths(prospects, self._passes.expected_s, self.draft_s)
+        drafting = any(best)
+        if self._chosen % (EXPLORE_EVERY if drafting else EXPLORE_FROM_NONE_EVERY):
+            return best
+        self._tries += 1
+        if drafting and self._tries % 2:
+            return [0] * len(prospects)
+        step = STEP if drafting else 1
+        return [min(length + step, len(p.survival)) for length, p in zip(best, prospects, strict=True)]
