@@ -31,12 +31,13 @@ _ROUTES = [
 ]
 
 
-def build_app(service: ModelService, stopping: trio.Event) -> ASGIApp:
+def build_app(service: ModelService, stopping: trio.Event, api_key: str | None = None) -> ASGIApp:
     """The ASGI application of one node.
 
     Args:
         service: The node.
         stopping: Set when the node stops; answers under way then end with an error.
+        api_key: What requests over TCP must bring, if anything.
     """
     app = Starlette(
         routes=_ROUTES,
@@ -46,7 +47,7 @@ def build_app(service: ModelService, stopping: trio.Event) -> ASGIApp:
     app.state.service = service
     app.state.stopping = stopping
     app.state.encoder = PromptEncoder(service)
-    return Gate(app)
+    return Gate(app, api_key)
 
 
 async def _error(_request: Request, error: Exception) -> Response:

@@ -88,6 +88,4 @@ def _refuse_unsupported(body: GenerationFields) -> None:
 def _why(name: str) -> str:
     if name in ("tools", "tool_choice", "functions", "function_call"):
         return ": this server calls no tools"
-    if name == "response_format":
-        return ": only text comes out"
     return ""

@@ -3,6 +3,7 @@
 - Over TCP, Host must name this machine and Origin, if there is one, must be this server: a web page that a user has
   open can neither reach the API through a name of its own (DNS rebinding) nor post to it. The Unix socket needs no
   such check, because browsers cannot open one and the file's mode says who may.
+- Over TCP with an API key, the key must be there; then any Host will do, since a page of somebody else has no key.
 - The body is read in full here, within a bound and a deadline. That also keeps hypercorn's queue of body chunks empty:
   a handler that answers without reading would otherwise leave the connection stuck behind it.
 - Whatever goes wrong further in, and was not answered there, ends here: one line in the log.
@@ -18,6 +19,7 @@ import trio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from meshmoe.api.api_key import check_api_key
 from meshmoe.api.cause import cause
 from meshmoe.api.errors import ClientGoneError, error_response
 from meshmoe.api.loopback import is_loopback_name
@@ -37,10 +39,12 @@ class Gate:
 
     Args:
         app: What is behind it.
+        api_key: What requests over TCP must bring; None asks for none.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, api_key: str | None = None) -> None:
         self._app = app
+        self._api_key = api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -70,7 +74,10 @@ class Gate:
         try:
             _check_version(scope)
             if scope["state"]["over_tcp"]:
-                check_browser_headers(Headers(scope=scope))
+                headers = Headers(scope=scope)
+                if self._api_key is not None:
+                    check_api_key(self._api_key, scope["path"], headers)
+                check_browser_headers(headers, any_host=self._api_key is not None)
             body = await _read_body(scope, receive)
         except RequestError as error:
             await _refuse(error, scope, receive, send)
@@ -92,14 +99,18 @@ def _check_version(scope: Scope) -> None:
         raise RequestError(f"HTTP/{scope['http_version']} is not served here: use HTTP/1.1", http_status=505)
 
 
-def check_browser_headers(headers: Headers) -> None:
+def check_browser_headers(headers: Headers, *, any_host: bool = False) -> None:
     """Refuse what only a web page of somebody else would send.
+
+    Args:
+        headers: Of the request.
+        any_host: Whether Host may name anything.
 
     Raises:
         RequestError: 403; Host is not this machine, or the request was made by a page from elsewhere.
     """
     host = headers.get("host", "")
-    if not is_loopback_name(_host_name(host)):
+    if not any_host and not is_loopback_name(_host_name(host)):
         raise RequestError(
             f"the Host header {host!r} does not name this machine: use localhost or 127.0.0.1",
             code="forbidden_host",

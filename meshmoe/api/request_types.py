@@ -38,6 +38,34 @@ class Extensions(msgspec.Struct, frozen=True):
     token_ids: bool = False
 
 
+class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """``response_format``: any text."""
+
+
+class JsonObjectFormat(msgspec.Struct, frozen=True, tag_field="type", tag="json_object"):
+    """``response_format``: any JSON object."""
+
+
+class JsonSchema(msgspec.Struct, frozen=True):
+    """A schema and its name.
+
+    Attributes:
+        name: Told by clients; of no use here.
+        schema: The schema itself, a JSON object; absent, any object will do.
+        strict: Whether the schema is to be held to; here it always is.
+    """
+
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
+    """``response_format``: a document that a JSON schema allows."""
+
+    json_schema: JsonSchema
+
+
 class GenerationFields(msgspec.Struct, kw_only=True):
     """What both endpoints understand; None means absent, or null, which is the same to OpenAI."""
 
@@ -56,6 +84,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     ignore_eos: bool | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     meshmoe: Extensions | None = None
 
     # Known, not supported.
@@ -110,7 +139,6 @@ class ChatBody(GenerationFields, kw_only=True):
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
 
@@ -120,7 +148,6 @@ class ChatBody(GenerationFields, kw_only=True):
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from meshmoe.api.request_types import GenerationFields
+import msgspec
+
+from meshmoe.api.request_types import GenerationFields, JsonObjectFormat, JsonSchemaFormat
 from meshmoe.core.errors import RequestError
 from meshmoe.engine.request import STOP_STRINGS_MAX, SamplingParams
 
 TEMPERATURE_DEFAULT = 1.0
 TOP_P_MIN = 1e-6
 """OpenAI allows 0, which can only mean the likeliest token; so does any share that is as small as this."""
+
+_ANY_OBJECT = '{"type": "object"}'
 
 SEED_MASK = (1 << 63) - 1
 
@@ -52,4 +56,15 @@ def sampling_params(
         stop=stop,
         ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
+        json_schema=_json_schema(body),
     )
+
+
+def _json_schema(body: GenerationFields) -> str | None:
+    """The schema that the text must follow, as JSON; the engine says whether it can be held to."""
+    match body.response_format:
+        case JsonObjectFormat():
+            return _ANY_OBJECT
+        case JsonSchemaFormat(json_schema=named):
+            return _ANY_OBJECT if named.schema is None else msgspec.json.encode(named.schema).decode()
+    return None

@@ -21,7 +21,7 @@ from meshmoe.api.app import build_app
 from meshmoe.api.cause import cause
 from meshmoe.api.connection import Connection
 from meshmoe.api.http1 import Http1Server
-from meshmoe.api.loopback import listen_loopback
+from meshmoe.api.loopback import listen_http
 from meshmoe.api.service import ModelService
 from meshmoe.api.unix_socket import listening_unix_socket
 
@@ -49,6 +49,7 @@ async def serve_api(
     socket_path: Path,
     http: tuple[str, int] | None = None,
     *,
+    api_key: str | None = None,
     task_status: trio.TaskStatus[ApiAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the API until cancelled.
@@ -59,7 +60,8 @@ async def serve_api(
     Args:
         service: The node to speak for.
         socket_path: Path of the Unix socket.
-        http: Host and port of an additional TCP listener, loopback only; port 0 takes a free one.
+        http: Host and port of an additional TCP listener, loopback only unless there is a key; port 0 takes a free one.
+        api_key: What requests over TCP must bring; None asks for none.
         task_status: Told the addresses when they are open.
 
     Raises:
@@ -69,10 +71,10 @@ async def serve_api(
         sockets = [stack.enter_context(listening_unix_socket(socket_path))]
         http_address = None
         if http is not None:
-            sockets.append(stack.enter_context(listen_loopback(*http)))
+            sockets.append(stack.enter_context(listen_http(*http, keyed=api_key is not None)))
             http_address = sockets[1].getsockname()[:2]
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-        server = _Server(service)
+        server = _Server(service, api_key)
         async with trio.open_nursery() as nursery:
             handlers = await nursery.start(server.host_handlers)
             try:
@@ -85,9 +87,9 @@ async def serve_api(
 class _Server:
     """Connections and what they share."""
 
-    def __init__(self, service: ModelService) -> None:
+    def __init__(self, service: ModelService, api_key: str | None) -> None:
         self.stopping = trio.Event()
-        self._app = ASGIWrapper(build_app(service, self.stopping))  # type: ignore[arg-type]  # says Any for messages, means it
+        self._app = ASGIWrapper(build_app(service, self.stopping, api_key))  # type: ignore[arg-type]  # says Any for messages, means it
         self._config = _config()
         self._context = WorkerContext(None)
         self._connections: set[Connection] = set()

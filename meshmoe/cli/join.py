@@ -18,6 +18,7 @@ import click
 import trio
 from rich.console import Console
 
+from meshmoe.api.api_key import read_api_key
 from meshmoe.api.loopback import parse_http_address
 from meshmoe.cli.options import socket_option
 from meshmoe.core.config import parse_capacity, parse_profile, parse_topology
@@ -58,7 +59,15 @@ model's files gets what it needs from the others.
 @click.option("--capacity", metavar="SIZE", help="For experts: 6GiB, or 40% of the model's.  [default: what is free]")
 @click.option("--name", metavar="NAME", help="Of this node, one of a kind in the mesh.  [default: the host name]")
 @socket_option
-@click.option("--http", metavar="HOST:PORT", help="Serve the API on this loopback port too.")
+@click.option(
+    "--http", metavar="HOST:PORT", help="Serve the API on this TCP port too; beyond loopback only with a key."
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Its first line is the key that requests to --http must bring.  [else $MESHMOE_API_KEY]",
+)
 @click.option("--profile", metavar="FILE", help="What this box is: a file, or the name of one in nodes/.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Compute threads.")
 @click.option(
@@ -81,6 +90,7 @@ def join(  # noqa: D103 - the help text stands above
     name: str | None,
     socket_path: Path,
     http: str | None,
+    api_key_file: Path | None,
     profile: str | None,
     threads: int | None,
     dtype: str,
@@ -95,6 +105,7 @@ def join(  # noqa: D103 - the help text stands above
     if profile is not None:
         text, where = read_data_file("nodes", profile, "--profile")
         box = parse_profile(text, where)
+    api_key = read_api_key(api_key_file) if http is not None or api_key_file is not None else None
     flag = parse_capacity(capacity) if capacity is not None else None
     settings = NodeSettings(
         node=node,
@@ -106,7 +117,8 @@ def join(  # noqa: D103 - the help text stands above
         threads=threads or (box.threads if box is not None else None) or auto_threads(),
         dtype=dtype,
         socket_path=socket_path,
-        http=parse_http_address(http) if http is not None else None,
+        http=parse_http_address(http, keyed=api_key is not None) if http is not None else None,
+        api_key=api_key,
         state_dir=state or state_dir(node),
         cache_dir=cache_dir(),
         membership=membership,
@@ -163,7 +175,9 @@ async def _live(settings: NodeSettings) -> None:
 
     async def api(*, task_status: trio.TaskStatus[ApiAddresses]) -> None:
         with api_scope:
-            await serve_api(node, settings.socket_path, settings.http, task_status=task_status)
+            await serve_api(
+                node, settings.socket_path, settings.http, api_key=settings.api_key, task_status=task_status
+            )
         api_ended.set()
 
     async def stop_api() -> None:

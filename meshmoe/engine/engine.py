@@ -20,6 +20,7 @@ from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import CALL_ROWS_MAX, compute_rows
 from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation
+from meshmoe.engine.grammar import Grammars
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
@@ -104,6 +105,7 @@ class Engine:
         self._remote = remote
         self._compute = compute
         self._admission = Admission(limits.active_max, limits.queue_max)
+        self._grammars = Grammars(model)
         self._peer_calls = 0
         self._running: list[Generation] = []
         self._written_by_ended = 0
@@ -128,6 +130,8 @@ class Engine:
             OverloadedError: Too many requests wait already.
         """
         tokens_max = self._check(request)
+        schema = request.sampling.json_schema
+        constraint = None if schema is None else await self._grammars.constraint(schema)
         arrived = perf_counter()
         async with self._admission.place():
             stats = GenerationStats(queue_s=perf_counter() - arrived)
@@ -135,6 +139,7 @@ class Engine:
             generation = Generation(
                 self.model, self.pool, self._remote, self.counts, request, tokens_max, stream, self._lean, stats
             )
+            generation.constraint = constraint
             failure: Exception | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drive, generation, nursery)

@@ -17,6 +17,7 @@ from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.detokenize import Detokenizer, StopMatcher
 from meshmoe.engine.dispatch import RequestDispatch, current_runner
 from meshmoe.engine.events import EventStream
+from meshmoe.engine.grammar import Constraint
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
@@ -44,6 +45,7 @@ class Generation:
         stats: The request's counters.
         context_tokens: Tokens in its cache; anyone may read this.
         admitted_at: ``perf_counter()`` when it got its place among the active requests.
+        constraint: Of the text's form.
     """
 
     model: MoeModel
@@ -57,6 +59,7 @@ class Generation:
     stats: GenerationStats = field(default_factory=GenerationStats)
     context_tokens: int = 0
     admitted_at: float = field(default_factory=perf_counter)
+    constraint: Constraint | None = None
 
     def run(self, job: Job) -> None:
         """Generate: emit a `TokenEvent` for every token and a `FinishEvent` at the end.
@@ -67,7 +70,7 @@ class Generation:
         dispatch = RequestDispatch(job, self.pool, self.remote, stats, self.counts)
         current_runner.set(dispatch)
         stats.prompt_tokens = len(self.request.prompt_ids)
-        sampler, text = Sampler(params, self.request.prompt_ids), _Text(model, params.stop)
+        sampler, text = Sampler(params, self.request.prompt_ids, self.constraint), _Text(model, params.stop)
         ids = list(self.request.prompt_ids)
         lean = self.lean.request(dispatch) if self.lean is not None else None
         logits, cache = self._read(job, ids)
@@ -84,7 +87,7 @@ class Generation:
             stats.completion_tokens += 1
             piece, stopped = text.push(choice.token_id)
             self.stream.emit(job, _token_event(model, choice, piece))
-            if stopped:
+            if stopped or sampler.complete:
                 reason = "stop"
                 break
             if stats.completion_tokens >= self.tokens_max:

@@ -27,6 +27,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         ignore_eos: Go on past the end-of-text token.
         logprobs: How many of the likeliest tokens to report beside each chosen one; None reports nothing, 0 the chosen
             one only.
+        json_schema: A JSON schema, as JSON; the text is a document that it allows, if the tokens suffice.
     """
 
     max_tokens: int | None = None
@@ -39,6 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    json_schema: str | None = None
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):

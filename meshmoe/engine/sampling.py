@@ -3,7 +3,8 @@
 All arithmetic is on float32 logits (float64 for the final draw). The same logits, the same seed and the same place in
 the text give the same token, whatever else the node is doing and whatever was drawn before.
 
-The order is the usual one: repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the former left.
+The order is the usual one: tokens that the prescribed form allows, repetition penalty, temperature, top-k, top-p, min-p;
+each filter sees what the former left.
 Log-probabilities are of the model's own distribution, before all that.
 
 The draw is a race. Every token of the vocabulary gets an exponential delay, made of nothing but seed and place. Divided
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from torch import Tensor
 
 from meshmoe.core.errors import MeshmoeError, RequestError
 from meshmoe.engine.request import STOP_STRINGS_MAX, SamplingParams
+
+if TYPE_CHECKING:
+    from meshmoe.engine.grammar import Constraint
 
 LOGPROBS_MAX = 20
 """Most tokens reported beside a chosen one, as in OpenAI's interface."""
@@ -55,15 +59,27 @@ class Choice(NamedTuple):
 
 
 class Sampler:
-    """Chooses one request's tokens."""
+    """Chooses one request's tokens.
 
-    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
+    Args:
+        params: How.
+        prompt_ids: For the repetition penalty.
+        constraint: Says which tokens may come next; None for all.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int], constraint: Constraint | None = None) -> None:
         self._params = params
+        self._constraint = constraint
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         self._key = seed & (1 << 64) - 1
         self._seen: dict[int, None] = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1.0 else {}
         self._place = 0
         """Tokens chosen so far."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the prescribed form allows nothing more."""
+        return self._constraint is not None and self._constraint.complete
 
     def choose(self, logits: Tensor) -> Choice:
         """Choose the next token.
@@ -76,8 +92,10 @@ class Sampler:
         """
         params = self._params
         logits = logits.to(torch.float32)
-        token_id = self._winner(logits, ())
+        token_id = self._winner(logits if self._constraint is None else self._constraint.allow(logits), ())
         self._place += 1
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
         if params.repetition_penalty != 1.0:
             self._seen[token_id] = None
         if params.logprobs is None:
@@ -89,6 +107,8 @@ class Sampler:
 
     def guess(self, logits: Tensor, ahead: Sequence[int]) -> int:
         """The token that `choose` would take for these logits once the tokens ``ahead`` were written. Changes nothing.
+
+        It knows of no prescribed form: a guess that the form does not allow is just a wrong guess.
 
         Args:
             logits: ``[V]``, of a draft; not changed.

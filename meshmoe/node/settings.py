@@ -30,7 +30,8 @@ class NodeSettings:
         threads: Compute threads.
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         socket_path: The local socket.
-        http: Loopback host and port of the API; None for the socket alone.
+        http: Host and port of the API; None for the socket alone.
+        api_key: What requests over TCP must bring; None asks for none, and then the port is loopback's.
         state_dir: What outlives the node.
         cache_dir: What can be computed again.
         membership: Preset of the failure detector: ``lan`` or ``wan``.
@@ -48,6 +49,7 @@ class NodeSettings:
     dtype: str = "auto"
     socket_path: Path
     http: tuple[str, int] | None = None
+    api_key: str | None = field(default=None, repr=False)
     state_dir: Path
     cache_dir: Path
     membership: str = "lan"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ class Served:
         path: Path,
         http: tuple[str, int] | None = None,
         opened: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext,
+        api_key: str | None = None,
     ) -> None:
         self.service = service
         self.path = path
@@ -35,6 +37,7 @@ class Served:
         self.error: BaseException | None = None
         self._http = http
         self._opened = opened
+        self._api_key = api_key
         self._started: queue.Queue[Any] = queue.Queue()
         self._thread = threading.Thread(target=self._run)
         self._token: trio.lowlevel.TrioToken | None = None
@@ -54,7 +57,9 @@ class Served:
                 self.service = opened
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self.addresses = await nursery.start(serve_api, self.service, self.path, self._http)
+                    self.addresses = await nursery.start(
+                        partial(serve_api, self.service, self.path, self._http, api_key=self._api_key)
+                    )
                     self._started.put(None)
 
     def __enter__(self) -> Served:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import httpx2
+import msgspec
 import openai
 import pytest
 import trio
@@ -198,3 +199,84 @@ def test_events_name_their_choice(served: Served) -> None:
             (choice,) = json.loads(data)["choices"]
             texts[choice["index"]] += choice["text"]
     assert texts == [direct(served, prompt, SamplingParams(max_tokens=8))[0] for prompt in PROMPTS[:4]]
+
+
+class Person(msgspec.Struct, forbid_unknown_fields=True):
+    """What PERSON allows."""
+
+    name: Annotated[str, msgspec.Meta(max_length=12)]
+    age: Annotated[int, msgspec.Meta(ge=0, le=150)]
+    tags: Annotated[list[Literal["a", "b"]], msgspec.Meta(max_length=3)] = []
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_a_schema_is_kept_at_any_temperature(client: openai.OpenAI, ignore_eos: bool) -> None:
+    """The model was never taught JSON; that every text is valid is the grammar's doing."""
+    answer = client.chat.completions.create(
+        model="edge-12m",
+        messages=[{"role": "user", "content": "Who are you?"}],
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}},
+        max_tokens=200,
+        temperature=2,
+        seed=3,
+        n=6,
+        extra_body={"ignore_eos": ignore_eos},
+    )
+    texts = [choice.message.content or "" for choice in answer.choices]
+    assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+    assert len({msgspec.json.decode(text, type=Person).name for text in texts}) > 1
+
+
+def test_the_schema_touches_no_logprob(client: openai.OpenAI) -> None:
+    """Reported are the model's own: the forced brace was no token that it thought likely."""
+    answer = client.completions.create(
+        model="edge-12m",
+        prompt="The mesh",
+        max_tokens=1,
+        temperature=0,
+        logprobs=2,
+        extra_body={"response_format": {"type": "json_object"}},
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == ["{"]
+    assert (logprobs.token_logprobs or [0])[0] < -5
+    free = client.completions.create(model="edge-12m", prompt="The mesh", max_tokens=1, temperature=0, logprobs=2)
+    assert free.choices[0].logprobs is not None
+    assert (free.choices[0].logprobs.top_logprobs or [{}])[0].items() <= (logprobs.top_logprobs or [{}])[0].items()
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "objet"}, "objet"),
+        ({"type": "string", "pattern": "("}, "unclosed group"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"$ref": "http://192.0.2.1/schema"}, "does not fetch"),
+        ({"enum": ["x" * 70_000]}, "larger than 64 KiB"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_cannot_be_held_to_is_refused(
+    served: Served, schema: dict[str, Any], words: str, stream: bool
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"messages": [{"role": "user", "content": "x"}], "response_format": form, "stream": stream}
+    with served.client() as client:
+        response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "response_format"
+    assert words in error["message"]

@@ -89,9 +89,9 @@ def test_bad_json(served: Served, body: bytes, words: str) -> None:
         ("chat/completions", {"messages": HELLO, "tool_choice": "required"}, "tool_choice", "calls no tools"),
         (
             "chat/completions",
-            {"messages": HELLO, "response_format": {"type": "json_object"}},
-            "response_format",
-            "text",
+            {"messages": HELLO, "response_format": {"type": "xml"}},
+            "response_format.type",
+            "invalid value 'xml'",
         ),
         ("chat/completions", {"messages": HELLO, "modalities": ["audio"]}, "modalities", "not supported"),
         ("chat/completions", {"messages": HELLO, "top_logprobs": 2}, "top_logprobs", "needs logprobs"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from meshmoe.api.api_key import read_api_key
 from meshmoe.api.loopback import parse_http_address
 from meshmoe.core.errors import ConfigError
 from tests.api.scripted import ScriptedService
@@ -97,3 +98,51 @@ def test_a_busy_port(service: ScriptedService, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"port {taken} of 127.0.0.1 is in use: give another with --http"):
             Served(service, tmp_path / "m.sock", ("127.0.0.1", taken)).__enter__()
     assert not (tmp_path / "m.sock").exists()
+
+
+KEY = "k" * 24
+
+
+@pytest.fixture
+def keyed(service: ScriptedService, tmp_path: Path) -> Iterator[str]:
+    with Served(service, tmp_path / "m.sock", ("0.0.0.0", 0), api_key=KEY) as served:
+        assert served.addresses is not None
+        assert served.addresses.http is not None
+        yield f"http://127.0.0.1:{served.addresses.http[1]}"
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", KEY])
+def test_without_the_key_nothing_is_served(keyed: str, header: str | None) -> None:
+    headers = {} if header is None else {"authorization": header}
+    for method, path in (("GET", "/v1/models"), ("GET", "/mesh/status"), ("POST", "/mesh/leave"), ("GET", "/none")):
+        response = httpx.request(method, keyed + path, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert KEY not in response.text
+    assert httpx.get(keyed + "/health").status_code == 200
+
+
+def test_with_the_key_other_boxes_are_served(keyed: str) -> None:
+    headers = {"authorization": f"bearer {KEY}", "host": "box.lan:8080"}
+    assert httpx.post(keyed + "/v1/completions", json={"prompt": "x"}, headers=headers).status_code == 200
+    assert httpx.get(keyed + "/v1/models", headers={**headers, "origin": "http://evil.example"}).status_code == 403
+
+
+def test_the_unix_socket_needs_no_key(service: ScriptedService, tmp_path: Path) -> None:
+    with Served(service, tmp_path / "m.sock", api_key=KEY) as served, served.client() as client:
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MESHMOE_API_KEY", raising=False)
+    assert read_api_key(None) is None
+    monkeypatch.setenv("MESHMOE_API_KEY", KEY)
+    assert read_api_key(None) == KEY
+    file = tmp_path / "key"
+    file.write_text(f"  {KEY[1:]} \nrest\n")
+    assert read_api_key(file) == KEY[1:]
+    file.write_text("short\n")
+    with pytest.raises(ConfigError, match="16 to 512"):
+        read_api_key(file)
+    with pytest.raises(ConfigError, match="cannot read it"):
+        read_api_key(tmp_path / "none")
