@@ -1,4 +1,4 @@
-"""The optional TCP port: for programs of this machine that cannot open a Unix socket, and, with a key, for other machines."""
+"""The optional TCP port: for programs that cannot open a Unix socket; with a key, for those of other machines too."""
 
 from __future__ import annotations
 

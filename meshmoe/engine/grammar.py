@@ -1,8 +1,9 @@
 """Texts of a prescribed form: which tokens may come next.
 
 A JSON schema becomes a grammar over bytes; at each step the grammar says of every token whether the text can still be
-completed after it, and the sampler draws from those alone (Willard and Louf 2023 describe the method). The work is done by the library
-llguidance, which refuses keywords of JSON Schema that it cannot hold to, so that what comes out is always valid.
+completed after it, and the sampler draws from those alone (Willard and Louf 2023 describe the method). The work is
+done by the library llguidance, which refuses keywords of JSON Schema that it cannot hold to, so that what comes out is
+always valid.
 
 The grammar changes which token is drawn, never a logit that is reported.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ from torch import Tensor
 from meshmoe.core.errors import MeshmoeError, RequestError
 from meshmoe.engine.model import MoeModel
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 SCHEMA_BYTES_MAX = 64 << 10
 GRAMMARS_MAX = 16
 """Grammars kept ready for the next request with the same schema."""
@@ -29,8 +34,8 @@ GRAMMARS_MAX = 16
 COMPILE_S_MAX = 10.0
 """An adversarial schema can take long; its request fails, and one worker thread is busy until the library gives up."""
 
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As Python's ``json.dumps`` writes. Free white space would let a weak model write blanks until its tokens are spent."""
+_SPACING: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As Python's ``json.dumps`` writes. Free white space would let a weak model write blanks to the end."""
 
 
 class Constraint:

@@ -3,8 +3,8 @@
 All arithmetic is on float32 logits (float64 for the final draw). The same logits, the same seed and the same place in
 the text give the same token, whatever else the node is doing and whatever was drawn before.
 
-The order is the usual one: tokens that the prescribed form allows, repetition penalty, temperature, top-k, top-p, min-p;
-each filter sees what the former left.
+The order is the usual one: the tokens that the prescribed form allows, repetition penalty, temperature, top-k, top-p,
+min-p; each filter sees what the former left.
 Log-probabilities are of the model's own distribution, before all that.
 
 The draw is a race. Every token of the vocabulary gets an exponential delay, made of nothing but seed and place. Divided
