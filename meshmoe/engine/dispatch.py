@@ -13,11 +13,13 @@ here.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meshmoe.core.errors import ExpertUnavailableError, PeerError
@@ -75,11 +77,14 @@ class RequestDispatch:
     stats: GenerationStats
     counts: ActivationCounts
     decode: bool = False
+    _chosen: list[NDArray[np.int64] | None] = field(default_factory=list)
+    """Of the layers of the pass under way."""
 
     def run(self, experts: ExpertsModule, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """See `LayerRunner`. Raises `ExpertUnavailableError`, and whatever the mesh raises."""
         self.job.checkpoint()
         layer, stats = experts.layer, self.stats
+        self._note(layer, index, experts.n_experts)
         grouping = group_by_expert(index, weights)
         resident: list[tuple[Group, ExpertWeights | None]] = []
         missing: list[Group] = []
@@ -109,6 +114,17 @@ class RequestDispatch:
         if call is not None:
             outputs |= self.receive(call, layer, hidden, missing)
         return combine(hidden, grouping, outputs, accumulate_dtype(experts.module, hidden, weights))
+
+    def _note(self, layer: int, index: Tensor, experts: int) -> None:
+        """Keep a layer's choice; the last layer's completes the pass."""
+        layers = len(self.counts.decode)
+        if layer == 0 or len(self._chosen) != layers:
+            self._chosen = [None] * layers
+        chosen = index.numpy()
+        self._chosen[layer] = np.where(chosen < experts, chosen, -1)
+        if layer == layers - 1:
+            self.counts.log.add_layers(self._chosen, decode=self.decode)
+            self._chosen = []
 
     def send(self, layer: int, hidden: Tensor, missing: list[Group]) -> Call[dict[int, Tensor]]:
         """Ask the mesh for experts that are not resident.

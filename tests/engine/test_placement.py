@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import AsyncExitStack
 
+import numpy as np
 import pytest
 import torch
 import trio
@@ -128,5 +129,13 @@ def test_activations_are_counted_for_all_experts_wherever_they_are():
             assert [int(layer.sum()) for layer in counts.prefill] == [len(tokens) * 4] * 8
             assert [int(layer.sum()) for layer in counts.decode] == [4 * 4] * 8
             assert not any(int(layer.sum()) for layer in peer.counts.decode), "a peer's calls are not its own demand"
+            prompt, *steps = engine.counts.log.take()
+            assert not prompt.decode and prompt.sets.shape == (len(tokens), 8, 4)
+            assert all(step.decode and step.sets.shape == (1, 8, 4) for step in steps) and len(steps) == 4
+            for passes, counted in (([prompt], counts.prefill), (steps, counts.decode)):
+                for layer, total in enumerate(counted):
+                    chosen = np.concatenate([routed.sets[:, layer].ravel() for routed in passes])
+                    assert np.bincount(chosen, minlength=len(total)).tolist() == total.tolist()
+            assert peer.counts.log.take() == []
 
     trio.run(main)

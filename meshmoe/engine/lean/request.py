@@ -99,6 +99,7 @@ class LeanRequest:
                 self._receive(call, at, hidden, missing)
         stats.expert_calls_local += model.expert_calls - remote
         self._written += 1
+        self._dispatch.counts.log.add(self._work.chosen[None], decode=True)
         return self._logits()
 
     def _enter(self, cache: Any, position: int) -> None:
