@@ -21,6 +21,7 @@ import numpy as np
 from msgspec import Meta
 
 from meshmoe.core.messages import ExpertIndex, LayerIndex
+from meshmoe.placement.compiled import compiled
 from meshmoe.placement.trace import Ints
 
 Indices = Annotated[tuple[ExpertIndex, ...], Meta(max_length=65536)]
@@ -70,51 +71,73 @@ def settle(
         Positions of the chosen lots, ascending; empty if nothing is worth while. The same on every machine.
     """
     unit = int(layer_bytes.max())
-    by_layer: dict[int, dict[tuple[int, int], tuple[int, int]]] = {}
+    by_layer: dict[int, list[tuple[int, int, int, int]]] = {}
     for position, (lot, price) in enumerate(zip(lots, prices, strict=True)):
         size = int(layer_bytes[lot.layer])
         # Rounded up, what is freed is rounded down: a settlement that fits in units fits in bytes.
-        change = (
-            -((len(lot.one_drops) - len(lot.one_adds)) * size // unit),
-            -((len(lot.two_drops) - len(lot.two_adds)) * size // unit),
-        )
-        if max(abs(change[0]), abs(change[1])) > REACH_UNITS:
-            continue
-        alternatives = by_layer.setdefault(lot.layer, {})
-        if price > alternatives.get(change, (-(1 << 62), 0))[0]:
-            alternatives[change] = (price, position)
-    side = 2 * REACH_UNITS + 1
-    best = np.full((side, side), -(1 << 60), np.int64)
-    best[REACH_UNITS, REACH_UNITS] = 0
-    taken: list[tuple[Ints, list[tuple[tuple[int, int], int]]]] = []
-    for layer in sorted(by_layer):
-        options = [((0, 0), -1)]
-        table, pick = best.copy(), np.zeros((side, side), np.int64)
-        for change, (price, position) in sorted(by_layer[layer].items()):
-            shifted = np.full_like(best, -(1 << 60))
-            (to_0, from_0), (to_1, from_1) = _window(change[0], side), _window(change[1], side)
-            shifted[to_0, to_1] = best[from_0, from_1] + price
-            better = shifted > table
-            table[better], pick[better] = shifted[better], len(options)
-            options.append((change, position))
-        best = table
-        taken.append((pick, options))
-    limit = [min(REACH_UNITS, max(-REACH_UNITS, room // unit)) + REACH_UNITS for room in room_bytes]
-    allowed = best[: limit[0] + 1, : limit[1] + 1]
-    at = list(np.unravel_index(int(allowed.argmax()), allowed.shape))
-    if allowed[at[0], at[1]] <= 0:
+        one = -((len(lot.one_drops) - len(lot.one_adds)) * size // unit)
+        two = -((len(lot.two_drops) - len(lot.two_adds)) * size // unit)
+        if max(abs(one), abs(two)) <= REACH_UNITS:
+            by_layer.setdefault(lot.layer, []).append((-price, one, two, position))
+    options = [_worthy(by_layer[layer]) for layer in sorted(by_layer)]
+    options = [some for some in options if some]
+    if not options:
         return []
-    chosen = []
-    for pick, options in reversed(taken):
-        change, position = options[pick[at[0], at[1]]]
-        at = [at[0] - change[0], at[1] - change[1]]
-        if position >= 0:
-            chosen.append(position)
-    return sorted(chosen)
+    flat = np.array([option for some in options for option in some], np.int64)
+    firsts = np.cumsum([0, *map(len, options)])
+    limits = [min(REACH_UNITS, max(-REACH_UNITS, room // unit)) for room in room_bytes]
+    return sorted(int(flat[i, 3]) for i in _choose(firsts, flat, limits[0], limits[1], REACH_UNITS))
 
 
-def _window(shift: int, side: int) -> tuple[slice, slice]:
-    """Where cells go, and where they come from, when everything is shifted."""
-    if shift >= 0:
-        return slice(shift, side), slice(0, side - shift)
-    return slice(0, side + shift), slice(-shift, side)
+def _worthy(options: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Without those for which another, or none, brings as much for as few bytes at either end; best price first."""
+    kept = [(0, 0, 0, -1)]
+    for option in sorted(options):
+        if not any(k[0] <= option[0] and k[1] <= option[1] and k[2] <= option[2] for k in kept):
+            kept.append(option)
+    return kept[1:]
+
+
+@compiled
+def _choose(firsts: Ints, options: Ints, limit_one: int, limit_two: int, reach: int) -> Ints:
+    """The knapsack: rows of ``options`` (minus the price, change at one, change at two) to take, one a layer at most.
+
+    Cells are the bytes' changes so far, each from ``-reach`` to ``reach``; only those that can be reached are looked at.
+    """
+    side, none = 2 * reach + 1, np.int64(-(1 << 62))
+    best = np.full((side, side), none)
+    best[reach, reach] = 0
+    low_one = high_one = low_two = high_two = reach
+    picks = np.full((len(firsts) - 1, side, side), np.int32(-1))
+    for layer in range(len(firsts) - 1):
+        table, pick = best.copy(), picks[layer]
+        to = np.array([low_one, high_one, low_two, high_two])
+        for option in range(firsts[layer], firsts[layer + 1]):
+            loss, one, two = options[option, 0], options[option, 1], options[option, 2]
+            for i in range(max(low_one, -one), min(high_one, side - 1 - one) + 1):
+                for j in range(max(low_two, -two), min(high_two, side - 1 - two) + 1):
+                    if best[i, j] > none and best[i, j] - loss > table[i + one, j + two]:
+                        table[i + one, j + two] = best[i, j] - loss
+                        pick[i + one, j + two] = option
+            to[0] = min(to[0], max(0, low_one + one))
+            to[1] = max(to[1], min(side - 1, high_one + one))
+            to[2] = min(to[2], max(0, low_two + two))
+            to[3] = max(to[3], min(side - 1, high_two + two))
+        best = table
+        low_one, high_one, low_two, high_two = to[0], to[1], to[2], to[3]
+    at_one, at_two = reach, reach
+    most = np.int64(0)
+    for i in range(low_one, min(high_one, limit_one + reach) + 1):
+        for j in range(low_two, min(high_two, limit_two + reach) + 1):
+            if best[i, j] > most:
+                most, at_one, at_two = best[i, j], i, j
+    chosen, count = np.empty(len(firsts) - 1, np.int64), 0
+    if most > 0:
+        for layer in range(len(firsts) - 2, -1, -1):
+            option = picks[layer, at_one, at_two]
+            if option >= 0:
+                chosen[count] = option
+                count += 1
+                at_one -= options[option, 1]
+                at_two -= options[option, 2]
+    return chosen[:count]

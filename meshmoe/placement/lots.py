@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, Lot
+from meshmoe.placement.compiled import compiled
 from meshmoe.placement.cost import Branches
-from meshmoe.placement.pricing import Mask, Pricer
-from meshmoe.placement.trace import Floats, Ints, Trace
-from meshmoe.placement.world import Holders, ModelShape, NodeSpec
+from meshmoe.placement.pricing import Pricer
+from meshmoe.placement.table import Mask, Table
+from meshmoe.placement.trace import Floats, Ints
+from meshmoe.placement.world import Holders, ModelShape
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Experts in a lot; the whole of what there is comes on top."""
@@ -67,46 +70,60 @@ class Outlook:
         others[node] = False
         if partner is not None:
             others[partner] |= self.owned(node)
-        best = np.where(others, self.time_s[node][:, None, None], np.inf).argmin(axis=0)
-        held = others.any(axis=0)
+        nearest = np.argsort(self.time_s[node], kind="stable")
+        best = nearest[others[nearest].argmax(axis=0)]
         wire_s = 2 * self.shape.row_bytes * self.byte_s[node]
         # Without a known holder it is being passed on, or custody's to repair: no reason to rush. It counts as far.
-        best = np.where(held, best, self.time_s[node].argmax())
+        best = np.where(others.any(axis=0), best, self.time_s[node].argmax())
         return Branches((self.time_s[node] - wire_s)[best], self.byte_s[node][best], self.row_s[best])
 
     def regret(self, node: int) -> Floats:
         """What all others lose, at most, if a node drops an expert: ``[layers, experts]`` seconds a second.
 
-        Where the node is an expert's only holder, nothing is said.
+        0 where it does not hold one, and where it is an expert's only holder.
         """
-        total = np.zeros(self.owner.shape)
-        without = self.holders.copy()
-        without[node] = False
-        for caller in range(len(self.holders)):
-            if caller == node:
-                continue
-            time_s = self.time_s[caller][:, None, None]
-            now = np.where(self.holders, time_s, np.inf).min(axis=0)
-            then = np.where(without, time_s, np.inf).min(axis=0)
-            known = np.isfinite(then)
-            rise = np.where(known, np.where(known, then, 0.0) - np.where(known, now, 0.0), 0.0)
-            total += np.where(self.holders[caller], 0.0, self.demand[caller] * rise)
-        return total
+        return self._others_lose(node, -1)
 
     def passing_regret(self, source: int, target: int) -> Floats:
-        """What nodes other than these two lose, at most, if an expert is at ``target`` instead of ``source``."""
-        total = np.zeros(self.owner.shape)
-        after = self.holders.copy()
-        after[source], after[target] = False, True
-        for caller in range(len(self.holders)):
-            if caller in (source, target):
+        """What nodes other than these two lose, at most, if an expert is at ``target`` instead of ``source``.
+
+        ``[layers, experts]`` seconds a second, 0 where ``source`` does not hold one.
+        """
+        return self._others_lose(source, target)
+
+    def _others_lose(self, source: int, target: int) -> Floats:
+        count = len(self.holders)
+        holders, demand = self.holders.reshape(count, -1), self.demand.reshape(count, -1)
+        total: Floats = np.zeros(self.owner.size)
+        places = np.flatnonzero(holders[source])
+        total[places] = _others_lose(self.time_s, holders, demand, places, source, target)
+        return total.reshape(self.owner.shape)
+
+
+@compiled
+def _others_lose(time_s: Floats, holders: Mask, demand: Floats, places: Ints, source: int, target: int) -> Floats:
+    """For each place, what all but ``source`` and ``target`` lose if it is at ``target`` instead, or nowhere (-1)."""
+    losses = np.zeros(len(places))
+    near = np.empty(len(holders), np.int64)
+    for number in range(len(places)):
+        place, count = places[number], 0
+        for node in range(len(holders)):
+            if holders[node, place]:
+                near[count] = node
+                count += 1
+        for caller in range(len(holders)):
+            if caller in (source, target) or holders[caller, place]:
                 continue
-            time_s = self.time_s[caller][:, None, None]
-            now = np.where(self.holders, time_s, np.inf).min(axis=0)
-            then = np.where(after, time_s, np.inf).min(axis=0)
-            rise = np.maximum(0.0, np.where(np.isfinite(now), then - now, 0.0))
-            total += np.where(self.holders[caller], 0.0, self.demand[caller] * rise)
-        return total
+            now, then = np.inf, np.inf
+            for i in range(count):
+                now = min(now, time_s[caller, near[i]])
+                if near[i] != source:
+                    then = min(then, time_s[caller, near[i]])
+            if target >= 0:
+                then = min(then, time_s[caller, target])
+            if np.isfinite(then) and then > now:
+                losses[number] += demand[caller, place] * (then - now)
+    return losses
 
 
 @dataclass(frozen=True)
@@ -128,9 +145,9 @@ class Side:
     move_s: float
 
     @classmethod
-    def of(cls, outlook: Outlook, me: int, other: int, spec: NodeSpec, trace: Trace, move_s: float) -> Side:
+    def of(cls, outlook: Outlook, me: int, other: int, table: Table, move_s: float) -> Side:
         """Take a seat."""
-        pricer = Pricer(outlook.shape, spec, trace, outlook.branches(me, other))
+        pricer = Pricer(outlook.shape, table, outlook.branches(me, other))
         return cls(outlook, me, other, pricer, move_s)
 
     def propose(self) -> list[Lot]:
@@ -153,31 +170,27 @@ class Side:
             lots: From `propose` and `own_lots` of the two ends.
             proposer: Whether this end is *one*.
         """
-        result = [0] * len(lots)
-        by_layer: dict[int, list[int]] = {}
-        for position, lot in enumerate(lots):
-            by_layer.setdefault(lot.layer, []).append(position)
-        copies = self.outlook.regret(self.me)
-        passing = self.outlook.passing_regret(self.me, self.other)
-        for layer, positions in by_layer.items():
-            now = self.outlook.holders[self.me, layer]
-            held = np.repeat(now[None], len(positions), axis=0)
-            charge = np.zeros(len(positions))
-            for row, position in enumerate(positions):
-                lot = lots[position]
-                adds, drops, given = (
-                    (lot.one_adds, lot.one_drops, lot.to_two) if proposer else (lot.two_adds, lot.two_drops, lot.to_one)
-                )
-                held[row, list(adds)] = True
-                held[row, list(drops)] = False
-                charge[row] = len(adds) * float(self.outlook.shape.expert_bytes[layer].max()) * self.move_s
-                passed = set(given)
-                for expert in drops:
-                    charge[row] += passing[layer, expert] if expert in passed else copies[layer, expert]
-            gains = self.pricer.cost(layer, now) - self.pricer.cost(layer, held) - charge
-            for position, gain in zip(positions, gains, strict=True):
-                result[position] = int(np.floor(gain * PRICE_SCALE))
-        return result
+        if not lots:
+            return []
+        outlook = self.outlook
+        layers = np.array([lot.layer for lot in lots])
+        adds, drops, given = (
+            _marks([getattr(lot, field) for lot in lots], outlook.shape.experts)
+            for field in (("one_adds", "one_drops", "to_two") if proposer else ("two_adds", "two_drops", "to_one"))
+        )
+        size_s = outlook.shape.expert_bytes.max(axis=1) * self.move_s
+        gains = -adds.sum(axis=1) * size_s[layers]
+        for regret, gone in (
+            (outlook.passing_regret(self.me, self.other), drops & given),
+            (outlook.regret(self.me), drops & ~given),
+        ):
+            gains -= (regret[layers] * gone).sum(axis=1)
+        for layer in np.unique(layers):
+            of = np.flatnonzero(layers == layer)
+            now = outlook.holders[self.me, layer]
+            gains[of] += self.pricer.cost(layer, now) - self.pricer.cost(layer, (now | adds[of]) & ~drops[of])
+        prices: list[int] = np.floor(gains * PRICE_SCALE).astype(np.int64).tolist()
+        return prices
 
     # -- which lots ------------------------------------------------------------
 
@@ -248,6 +261,15 @@ class Side:
             yield Lot(layer, taken, one_adds=adds)
         if given and not taken:
             yield Lot(layer, to_two=given, two_adds=gets)
+
+
+def _marks(sets: Sequence[Sequence[int]], experts: int) -> Mask:
+    """Sets as masks: ``[sets, experts]``."""
+    marks = np.zeros((len(sets), experts), bool)
+    counts = [len(one) for one in sets]
+    members = np.fromiter(chain.from_iterable(sets), np.int64, sum(counts))
+    marks[np.repeat(np.arange(len(sets)), counts), members] = True
+    return marks
 
 
 def _prefixes(order: Ints) -> Iterator[tuple[int, ...]]:

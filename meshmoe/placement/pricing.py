@@ -13,60 +13,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from meshmoe.placement.cost import Branches, LayerSteps, layer_steps
-from meshmoe.placement.trace import Floats, Ints, Trace
-from meshmoe.placement.world import ModelShape, NodeSpec
-
-Mask = NDArray[np.bool_]
+from meshmoe.placement.cost import Branches
+from meshmoe.placement.table import Mask, Table, away, eliminate, price_sets
+from meshmoe.placement.trace import Floats, Ints
+from meshmoe.placement.world import ModelShape
 
 
 class Pricer:
     """Prices a node's sets, given where else experts can be had."""
 
-    def __init__(self, shape: ModelShape, spec: NodeSpec, trace: Trace, branch: Branches) -> None:
-        """Price every step once.
+    def __init__(self, shape: ModelShape, table: Table, branch: Branches) -> None:
+        """Price every slot once.
 
         Args:
             shape: The model.
-            spec: The node's means.
-            trace: Its demand.
+            table: The node's demand and means (`meshmoe.placement.table.tabulate`).
             branch: Its way to every expert elsewhere (`meshmoe.placement.cost.branches`).
         """
-        self.shape = shape
-        self._parts: list[list[LayerSteps]] = [
-            [
-                layer_steps(spec, shape.row_bytes, steps, layer, branch.layer(layer))
-                for steps in (trace.decode, trace.prefill)
-                if len(steps)
-            ]
-            for layer in range(shape.layers)
-        ]
+        self.shape, self._table = shape, table
+        remote_s, wire_s = away(table, shape.row_bytes, branch)
+        self._slots = (table.first_slot, table.expert, table.local_s, remote_s, wire_s, table.rates)
 
     def cost(self, layer: int, held: Mask) -> Floats:
         """Seconds a second that a layer costs with these sets: ``[...]`` for ``held`` ``[..., experts]``."""
-        padded = np.concatenate([held, np.ones((*held.shape[:-1], 1), bool)], axis=-1)
-        total: Floats = np.zeros(held.shape[:-1])
-        for part in self._parts[layer]:
-            total = total + part.rate_cost(padded)
-        return total
+        first, last = self._table.first_step[layer : layer + 2]
+        prices: Floats = price_sets(first, last, *self._slots, np.atleast_2d(held).reshape(-1, held.shape[-1]))
+        return prices.reshape(held.shape[:-1])
 
-    def losses(self, layer: int, held: Mask) -> Floats:
-        """What each held expert's removal would cost, seconds a second: ``[experts]``, 0 for those not held."""
-        total = np.zeros(len(held) + 1)
-        padded = np.append(held, True)
-        for part in self._parts[layer]:
-            here = padded[part.slots]
-            gone = ~here
-            computes = (part.local_s * here).sum(axis=1)
-            waits = (part.remote_s * gone).max(axis=1)
-            now = np.maximum(computes, waits)[:, None]
-            then = np.maximum(computes[:, None] - part.local_s, np.maximum(waits[:, None], part.remote_s))
-            loss = (then - now + part.wire_s) * part.rates[:, None]
-            total += np.bincount(part.slots[here], loss[here], len(total))
-        losses: Floats = total[:-1]
-        return losses
+    def total(self, held: Mask) -> float:
+        """Seconds a second of all layers with these sets: ``[layers, experts]``."""
+        return sum(float(self.cost(layer, held[layer])) for layer in range(self.shape.layers))
 
     def eliminate(self, layer: int, start: Mask, keep: Mask) -> tuple[Ints, Floats]:
         """Remove experts from ``start``, least loss first, until ``keep`` is left.
@@ -79,18 +56,11 @@ class Pricer:
         Returns:
             The experts in the order of removal, and the layer's cost before each removal and after the last.
         """
-        held = start.copy()
-        removable = start & ~keep
-        order = np.empty(int(removable.sum()), np.int64)
-        costs = np.empty(len(order) + 1)
-        costs[0] = self.cost(layer, held)
-        for turn in range(len(order)):
-            losses = self.losses(layer, held)
-            worst = int(np.where(removable, losses, np.inf).argmin())
-            order[turn] = worst
-            costs[turn + 1] = costs[turn] + losses[worst]
-            held[worst] = removable[worst] = False
-        return order, costs
+        table, experts = self._table, self.shape.experts
+        first, last = table.first_step[layer : layer + 2]
+        first_use = table.first_use[layer * experts : (layer + 1) * experts + 1]
+        order, rises = eliminate(first, last, *self._slots, first_use, table.uses, start.copy(), start & ~keep)
+        return order, float(self.cost(layer, start)) + np.concatenate([[0.0], np.cumsum(rises)])
 
 
 @dataclass(frozen=True, slots=True)

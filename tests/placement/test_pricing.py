@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from meshmoe.placement.cost import branches, node_cost
 from meshmoe.placement.pricing import Pricer, fill, knapsack
+from meshmoe.placement.table import tabulate
 from tests.placement.worlds import SIZE, small_world
 
 
@@ -19,7 +20,8 @@ def all_elsewhere(world):
 
 
 def pricer_of(world, holders, node=0):
-    return Pricer(world.shape, world.specs[node], world.traces[node], branches(world, node, holders))
+    table = tabulate(world.shape, world.specs[node], world.traces[node])
+    return Pricer(world.shape, table, branches(world, node, holders))
 
 
 def test_prices_of_layers_add_up_to_the_nodes_cost():
@@ -33,15 +35,27 @@ def test_prices_of_layers_add_up_to_the_nodes_cost():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 255))
-def test_a_loss_is_the_difference_of_two_costs(seed, bits):
+def test_elimination_removes_what_costs_least_and_its_costs_are_those_of_the_sets(seed, bits):
     world = small_world(seed, tokens=50, prefill=True)
     pricer = pricer_of(world, all_elsewhere(world))
     held = np.array([bool(bits >> i & 1) for i in range(8)])
-    losses = pricer.losses(0, held)
-    for expert in range(8):
-        without = held.copy()
-        without[expert] = False
-        assert losses[expert] == pytest.approx(pricer.cost(0, without) - pricer.cost(0, held), abs=1e-12)
+    order, costs = pricer.eliminate(0, held, np.zeros(8, bool))
+    assert costs[0] == pytest.approx(pricer.cost(0, held))
+    for expert, cost in zip(order, costs[1:], strict=True):
+        without = np.repeat(held[None], held.sum(), axis=0)
+        without[np.arange(held.sum()), held.nonzero()[0]] = False
+        held[expert] = False
+        assert pricer.cost(0, held) == pytest.approx(cost, abs=1e-12)
+        assert cost <= pricer.cost(0, without).min() + 1e-12
+
+
+def test_equal_steps_are_one_and_their_rates_add_up():
+    world = small_world(tokens=400)
+    table = tabulate(world.shape, world.specs[0], world.traces[0])
+    decode = world.traces[0].decode
+    different = [{tuple(sorted(step)) for step in decode.experts[:, layer].tolist()} for layer in range(4)]
+    assert np.diff(table.first_step).tolist() == [len(sets) for sets in different]
+    assert table.rates.sum() == pytest.approx(4 * decode.rates.sum())
 
 
 def test_elimination_goes_from_everything_to_what_must_stay():

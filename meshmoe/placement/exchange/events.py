@@ -9,7 +9,7 @@ import msgspec
 
 from meshmoe.core.ids import NodeId
 from meshmoe.core.messages import Message
-from meshmoe.placement.pricing import Mask
+from meshmoe.placement.table import Mask
 from meshmoe.placement.trace import Floats, Trace
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from meshmoe.placement.bargain import Lot
-from meshmoe.placement.pricing import Mask
+from meshmoe.placement.table import Mask
 from meshmoe.placement.world import ModelShape
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshmoe.placement.bargain import settle
+from meshmoe.placement.bargain import PRICE_SCALE, settle
+from meshmoe.placement.copies import better_copies
 from meshmoe.placement.lots import Outlook, Side, apply
-from meshmoe.placement.policies.base import demands, layer_bytes, no_holders
-from meshmoe.placement.pricing import Pricer, fill
+from meshmoe.placement.policies.base import demands, layer_bytes
 from meshmoe.placement.seed import guardian_owners
-from meshmoe.placement.trace import Floats, Ints
+from meshmoe.placement.table import tabulate
+from meshmoe.placement.trace import Ints
 from meshmoe.placement.world import Holders, World
 
 ROUNDS_MAX = 40
@@ -66,18 +67,13 @@ class Negotiated:
             world: For its traces and links.
             start: Holders and owners to begin with; the guardians' if None.
         """
-        demand = demands(world)
+        nodes = range(len(world.nodes))
         if start is None:
             owner = guardian_owners(world.shape, world.nodes, world.capacity_bytes)
-            holders = no_holders(world)
-            for node in range(len(world.nodes)):
-                holders[node] = owner == node
-        else:
-            holders, owner = start[0].copy(), start[1].copy()
-        first = holders.copy()
-        for node in range(len(world.nodes)):
-            self._refill(world, node, holders, owner, demand)
-        moves = int((holders & ~first).sum())
+            start = np.stack([owner == node for node in nodes]), owner
+        table = _Table(world, start, self._horizon_s, self._gain_min)
+        for node in nodes:
+            table.refill(node)
         exchanges, rounds = 0, 0
         quiet: set[tuple[int, int]] = set()
         for rounds in range(1, ROUNDS_MAX + 1):
@@ -85,19 +81,17 @@ class Negotiated:
             for one, two in self._pairs(world, rounds):
                 if (one, two) in quiet:
                     continue
-                before = holders.copy()
-                if self._bargain(world, one, two, holders, owner, demand):
+                if table.bargain(one, two):
                     changed += 1
                     for node in (one, two):
-                        self._refill(world, node, holders, owner, demand)
+                        table.refill(node)
                     quiet = {pair for pair in quiet if not {one, two} & set(pair)}
-                    moves += int((holders & ~before).sum())
                 else:
                     quiet.add((one, two))
             exchanges += changed
             if not changed:
                 break
-        return Negotiation(holders, owner, rounds, exchanges, moves)
+        return Negotiation(table.outlook.holders, table.outlook.owner, rounds, exchanges, table.moves)
 
     def _pairs(self, world: World, number: int) -> list[tuple[int, int]]:
         count = len(world.nodes)
@@ -105,53 +99,49 @@ class Negotiated:
         order = np.random.default_rng(number).permutation(len(pairs))
         return [pairs[i] for i in order]
 
-    def _outlook(self, world: World, holders: Holders, owner: Ints, demand: Floats) -> Outlook:
+
+class _Table:
+    """At which all sit: the plan as it stands, which everybody knows exactly."""
+
+    def __init__(self, world: World, start: tuple[Holders, Ints], horizon_s: float, gain_min: float) -> None:
+        self._world, self._horizon_s, self._gain_min = world, horizon_s, gain_min
+        self._traces = [
+            tabulate(world.shape, spec, trace) for spec, trace in zip(world.specs, world.traces, strict=True)
+        ]
         time_s = world.call_s(1.0) + 2 * world.shape.row_bytes * world.byte_s
         np.fill_diagonal(time_s, 0.0)
         row_s = np.array([spec.row_s for spec in world.specs])
-        return Outlook(world.shape, time_s, world.byte_s, row_s, holders, owner, demand)
+        self.outlook = Outlook(
+            world.shape, time_s, world.byte_s, row_s, start[0].copy(), start[1].copy(), demands(world)
+        )
+        self.moves = 0
 
-    def _room(self, world: World, node: int, held: Holders) -> int:
-        return int(world.capacity_bytes[node] - world.shape.expert_bytes[held[node]].sum())
+    def refill(self, node: int) -> None:
+        """Let a node choose its copies."""
+        capacity_bytes = self._world.specs[node].capacity_bytes
+        found = better_copies(self.outlook, node, self._traces[node], capacity_bytes, 0.0, self._gain_min)
+        if found is not None:
+            self.moves += int((found.held & ~self.outlook.holders[node]).sum())
+            self.outlook.holders[node] = found.held
 
-    def _bargain(self, world: World, one: int, two: int, holders: Holders, owner: Ints, demand: Floats) -> bool:
-        outlook = self._outlook(world, holders, owner, demand)
-        move_s = float(world.byte_s[one, two]) / self._horizon_s
-        sides = [
-            Side.of(outlook, me, other, world.specs[me], world.traces[me], move_s)
-            for me, other in ((one, two), (two, one))
-        ]
+    def bargain(self, one: int, two: int) -> bool:
+        """Let two nodes bargain; whether that changed anything."""
+        outlook, shape = self.outlook, self._world.shape
+        move_s = float(self._world.byte_s[one, two]) / self._horizon_s
+        sides = [Side.of(outlook, me, other, self._traces[me], move_s) for me, other in ((one, two), (two, one))]
         lots = [*sides[0].propose(), *sides[1].own_lots()]
-        priced = [
+        prices = [
             sum(both)
             for both in zip(sides[0].prices(lots, proposer=True), sides[1].prices(lots, proposer=False), strict=True)
         ]
-        rooms = (self._room(world, one, holders), self._room(world, two, holders))
-        chosen = settle(lots, priced, layer_bytes(world.shape), rooms)
-        gain = sum(priced[i] for i in chosen) / 1e9
-        cost = sum(
-            float(side.pricer.cost(layer, holders[side.me, layer]))
-            for side in sides
-            for layer in range(world.shape.layers)
-        )
-        if not chosen or gain <= self._gain_min * cost:
+        taken = [int(shape.expert_bytes[outlook.holders[node]].sum()) for node in (one, two)]
+        rooms = [
+            self._world.specs[node].capacity_bytes - bytes_ for node, bytes_ in zip((one, two), taken, strict=True)
+        ]
+        chosen = settle(lots, prices, layer_bytes(shape), (rooms[0], rooms[1]))
+        cost = sum(side.pricer.total(outlook.holders[side.me]) for side in sides)
+        if sum(prices[i] for i in chosen) <= self._gain_min * cost * PRICE_SCALE:
             return False
-        apply([lots[i] for i in chosen], one, two, holders, owner)
-        return True
-
-    def _refill(self, world: World, node: int, holders: Holders, owner: Ints, demand: Floats) -> bool:
-        """A node's own choice of copies; adopted where it is better than what it has."""
-        outlook = self._outlook(world, holders, owner, demand)
-        pricer = Pricer(world.shape, world.specs[node], world.traces[node], outlook.branches(node))
-        owned = outlook.owned(node)
-        room = int(world.capacity_bytes[node] - world.shape.expert_bytes[owned].sum())
-        if room < layer_bytes(world.shape).min():
-            return False
-        held = fill(pricer, owned, room)
-        layers = range(world.shape.layers)
-        now, then = (sum(float(pricer.cost(i, mask[i])) for i in layers) for mask in (holders[node], held))
-        charge = float((outlook.regret(node) * (holders[node] & ~held)).sum())
-        if now - then - charge <= self._gain_min * now:
-            return False
-        holders[node] = held
+        apply([lots[i] for i in chosen], one, two, outlook.holders, outlook.owner)
+        self.moves += sum(len(lots[i].one_adds) + len(lots[i].two_adds) for i in chosen)
         return True
