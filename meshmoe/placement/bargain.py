@@ -102,7 +102,7 @@ def _worthy(options: list[tuple[int, int, int, int]]) -> list[tuple[int, int, in
 def _choose(firsts: Ints, options: Ints, limit_one: int, limit_two: int, reach: int) -> Ints:
     """The knapsack: rows of ``options`` (minus the price, change at one, change at two) to take, one a layer at most.
 
-    Cells are the bytes' changes so far, each from ``-reach`` to ``reach``; only those that can be reached are looked at.
+    Cells are the changes of bytes so far, each from ``-reach`` to ``reach``; only those in reach are looked at.
     """
     side, none = 2 * reach + 1, np.int64(-(1 << 62))
     best = np.full((side, side), none)

@@ -91,12 +91,12 @@ def _kind(shape: ModelShape, steps: Steps) -> tuple[Ints, Ints, Floats, Ints, Fl
     mixed = np.where(used, mixed ^ (mixed >> np.uint64(32)), np.uint64(0))
     keys = mixed.sum(axis=2, dtype=np.uint64).ravel()
     _, example, same = np.unique(keys, return_index=True, return_inverse=True)
-    rates = np.bincount(same.ravel(), np.repeat(steps.rates, shape.layers), len(example))
+    rates = np.zeros(len(example))
+    np.add.at(rates, same.ravel(), np.repeat(steps.rates, shape.layers))
     some = used.reshape(len(keys), -1)[example]
-    slots = some.sum(axis=1)
     return (
         (example % shape.layers).astype(np.int64),
-        slots.astype(np.int64),
+        some.sum(axis=1, dtype=np.int64),
         rates,
         place.reshape(len(keys), -1)[example][some],
         rows.reshape(len(keys), -1)[example][some].astype(np.float64),
@@ -121,7 +121,7 @@ def price_sets(
     rates: Floats,
     held: Mask,
 ) -> Floats:
-    """Seconds a second of a layer's steps, ``first`` to before ``last``, for each set of ``held`` ``[sets, experts]``."""
+    """Seconds a second of a layer's steps (``first`` to before ``last``) for each of ``held`` ``[sets, experts]``."""
     prices = np.zeros(held.shape[0])
     for number in range(held.shape[0]):
         total = 0.0
