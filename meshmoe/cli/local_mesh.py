@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import trio
 
+from meshmoe.core.config import Topology
 from meshmoe.core.errors import MeshmoeError
 from meshmoe.core.ids import NodeId
 
@@ -183,6 +184,31 @@ class LocalMesh:
         node = LocalNode(name, self.directory / name, ["--listen", "127.0.0.1:0", *arguments], own)
         self.nodes[NodeId(name)] = node
         return node
+
+    async def start_topology(
+        self, topology: Topology, topology_name: str, flags: Sequence[str] = (), first_flags: Sequence[str] = ()
+    ) -> None:
+        """Start every node of a topology over its emulated links, and wait until they serve and nothing moves.
+
+        Args:
+            topology: Who takes part, with what capacity.
+            topology_name: The file, for the nodes.
+            flags: Further flags of ``meshmoe join``, of all nodes.
+            first_flags: Further flags of the first node, which begins the mesh.
+        """
+        for name, node in topology.nodes.items():
+            arguments = ["--links", topology_name]
+            arguments += ["--profile", node.profile] if node.profile is not None else []
+            arguments += ["--capacity", node.capacity] if node.capacity is not None else []
+            arguments += ["--threads", str(node.threads)] if node.threads is not None else []
+            self.add(name, *arguments, *flags)
+        first, *others = topology.nodes
+        self.nodes[first].start(*first_flags)
+        address = await self.address(first)
+        for name in others:
+            self.nodes[name].start("--peer", address)
+        await self.wait_serving(*topology.nodes)
+        await self.wait_settled(*topology.nodes)
 
     async def address(self, name: str) -> str:
         """Where a started node takes newcomers, as soon as it does."""

@@ -31,7 +31,7 @@ _COMMANDS = {
     "leave": _Lazy("meshmoe.cli.leave", "leave", "Hand this node's experts over, then stop it."),
     "demo": _Lazy("meshmoe.cli.demo", "demo", "Run a whole mesh on this box and check what it writes."),
     "plan": _Lazy("meshmoe.cli.plan", "plan", "Predict what a mesh would do, for each placement policy."),
-    "bench": _Lazy("meshmoe.cli.bench", "bench", "Measure placement policies, kernels and decoding."),
+    "bench": _Lazy("meshmoe.cli.bench", "bench", "Measure placement, kernels, decoding, a mesh under load."),
     "sim": _Lazy("meshmoe.cli.sim", "sim", "Run simulated meshes with faults and check every promise."),
 }
 

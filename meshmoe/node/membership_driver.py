@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
 
@@ -43,6 +44,9 @@ Change = MemberAlive | MemberSuspect | MemberDead | MemberLeft | MemberForgotten
 LAG_PROBE_S = 0.1
 """How often the event loop's lateness is measured."""
 
+LAG_PROBES_KEPT = 300
+"""The last half minute."""
+
 
 class MembershipDriver:
     """Owns the machine; hand it events with `feed`."""
@@ -64,6 +68,7 @@ class MembershipDriver:
         self.on_change: list[Callable[[Change], None]] = []
         self.on_conflict: Callable[[NameConflict], None] = lambda _: None
         self.loop_late_max_s = 0.0
+        self._late_s: deque[float] = deque(maxlen=LAG_PROBES_KEPT)
         for message_type in MEMBERSHIP_MESSAGES:
             messenger.on(message_type, self._received)
 
@@ -75,6 +80,11 @@ class MembershipDriver:
     def present(self) -> list[NodeId]:
         """Other members that are alive or suspect."""
         return [node for node, member in self.machine.members.items() if member.state.present]
+
+    def loop_late_p99_s(self) -> float:
+        """99th percentile of the event loop's lateness in the last half minute."""
+        late_s = sorted(self._late_s)
+        return late_s[int(0.99 * (len(late_s) - 1))] if late_s else 0.0
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -98,6 +108,7 @@ class MembershipDriver:
             due = trio.current_time() + LAG_PROBE_S
             await trio.sleep_until(due)
             late_s = trio.current_time() - due
+            self._late_s.append(late_s)
             self.loop_late_max_s = max(late_s, self.loop_late_max_s * 0.99)
             if late_s > 0.05:
                 self.feed(LocalHealth(late_s))

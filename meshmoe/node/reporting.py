@@ -73,6 +73,7 @@ def node_status(node: Node) -> NodeStatus:
         transfers=_transfers(node),
         experts_wanted=len(parts.custody.wanted) if parts else 0,
         custody=_custody(parts) if parts else None,
+        loop_late_p99_ms=round(1e3 * parts.membership.loop_late_p99_s(), 3) if parts else 0.0,
         join_command=join_command(node, parts) if parts else "",
         faults=dict(parts.messenger.faults) if parts else {},
     )

@@ -179,6 +179,7 @@ class NodeStatus(msgspec.Struct, kw_only=True):
         transfers: Weights on their way in.
         experts_wanted: Experts that placement wants resident on this node.
         custody: None until the model is known.
+        loop_late_p99_ms: Lateness of the event loop, 99th percentile of the last half minute.
         join_command: What to type on another box.
         faults: Counters of what went wrong: bad messages by kind, timeouts, retries.
     """
@@ -198,6 +199,7 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     join_command: str
     faults: dict[str, int]
     custody: CustodyStatus | None = None
+    loop_late_p99_ms: float = 0.0
     schema: int = SCHEMA
 
 

@@ -1,0 +1,143 @@
+"""Contestants of a serving bench: meshes that it starts, and servers that run already, measured in turns."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from meshmoe.bench_engine.load import Outcome
+from meshmoe.bench_engine.load_figures import LoadFigure, medians, summarise
+from meshmoe.bench_engine.openai_stream import Server, ServerError, ask, node_server, parse_server
+from meshmoe.bench_engine.turns import Progress
+from meshmoe.cli.local_mesh import LocalNode, open_local_mesh
+from meshmoe.core.config import Topology
+from meshmoe.core.ids import NodeId
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One side of a comparison.
+
+    Attributes:
+        name: In tables.
+        servers: To put load on: the nodes of a mesh in the topology's order, or servers of another kind.
+        nodes: The same as processes of ours; empty for servers of another kind.
+    """
+
+    name: str
+    servers: tuple[Server, ...]
+    nodes: tuple[LocalNode, ...] = ()
+
+    async def loop_late_p99_ms(self) -> float | None:
+        """Of the worst node, in the last half minute."""
+        if not self.nodes:
+            return None
+        return max([float((await node.status())["loop_late_p99_ms"]) for node in self.nodes])
+
+    async def count_tokens(self, text: str) -> int:
+        """How many tokens a text has for the first server."""
+        answer = await ask(self.servers[0], text, 1)
+        if answer.error:
+            raise ServerError(f"{self.name}: {answer.error}")
+        if not answer.prompt_tokens:
+            raise ServerError(f"{self.name} does not say how many tokens a prompt has (usage.prompt_tokens)")
+        return answer.prompt_tokens
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What takes part.
+
+    Attributes:
+        model: A checkpoint; None for the bundled model.
+        join: Further flags of ``meshmoe join`` for all nodes.
+        compare: Sets of flags; for each of them another mesh takes part, with these flags besides.
+        against: Addresses of other servers.
+    """
+
+    model: Path | None
+    join: str = ""
+    compare: Sequence[str] = ()
+    against: Sequence[str] = ()
+
+
+@asynccontextmanager
+async def open_contestants(
+    wanted: Wanted, topology: Topology | None, topology_name: str, progress: Progress
+) -> AsyncIterator[list[Contestant]]:
+    """Start what has to be started and wait until all of it serves.
+
+    Args:
+        wanted: What takes part; ours comes first.
+        topology: Of each mesh; None for a single node that holds everything.
+        topology_name: The file, for the nodes.
+        progress: Told what is going on.
+    """
+    async with AsyncExitStack() as stack:
+        contestants = []
+        for extra in ("", *wanted.compare):
+            name = f"meshmoe {extra}".strip()
+            progress(f"starting {name}")
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="mm-", ignore_cleanup_errors=True))
+            mesh = await stack.enter_async_context(open_local_mesh(Path(directory)))
+            flags = [*shlex.split(wanted.join), *shlex.split(extra)]
+            own = ["--model", str(wanted.model)] if wanted.model is not None else []
+            if topology is not None:
+                await mesh.start_topology(topology, topology_name, flags, own)
+            else:
+                mesh.add("bench", "--capacity", "100%", *flags).start(*own)
+                await mesh.wait_serving()
+            nodes = tuple(mesh.nodes.values())
+            servers = tuple(node_server(node.name, node.socket_path) for node in nodes)
+            contestants.append(Contestant(name, servers, nodes))
+        contestants += [Contestant(url, (parse_server(url),)) for url in wanted.against]
+        yield contestants
+
+
+async def in_turns(
+    contestants: Sequence[Contestant],
+    turns: int,
+    load: Callable[[Contestant, int], Awaitable[Outcome]],
+    progress: Progress,
+) -> dict[str, LoadFigure]:
+    """Put a load on every contestant, one after the other, and again; one turn goes before and does not count.
+
+    Args:
+        contestants: Each is at rest while another one is measured.
+        turns: Of which the medians are taken.
+        load: Gets the contestant and the number of the turn.
+        progress: Told which turn it is.
+
+    Raises:
+        ServerError: A contestant answers nothing at all.
+    """
+    found: dict[str, list[LoadFigure]] = {contestant.name: [] for contestant in contestants}
+    for turn in range(turns + 1):
+        progress(f"turn {turn} of {turns}" if turn else "warming up")
+        for contestant in contestants:
+            outcome = await load(contestant, turn)
+            if not any(answer.arrivals_s for answer in outcome.answers):
+                raise ServerError(f"{contestant.name}: {outcome.answers[0].error or 'no tokens came'}")
+            if turn:
+                found[contestant.name].append(summarise(outcome, await contestant.loop_late_p99_ms()))
+    return {name: medians(figures) for name, figures in found.items()}
+
+
+async def mean_rtt_ms(contestant: Contestant, topology: Topology) -> float:
+    """Round trip of the topology's links, weighted by the expert calls that went over them."""
+    weighted: list[tuple[float, float]] = []
+    for node in contestant.nodes:
+        links = topology.links_of(NodeId(node.name))
+        peers: Sequence[Mapping[str, object]] = (await node.status())["peers"]
+        for peer in peers:
+            link, calls = links.get(NodeId(str(peer["node"]))), peer["expert_calls"]
+            if link is not None and isinstance(calls, int) and calls:
+                weighted.append((1e3 * link.rtt_s, calls))
+    if not weighted:
+        return 1e3 * mean([shape.rtt_s for shape in topology.links.values()] or [0.0])
+    return sum(rtt_ms * calls for rtt_ms, calls in weighted) / sum(calls for _, calls in weighted)

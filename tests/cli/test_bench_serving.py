@@ -1,0 +1,53 @@
+"""``meshmoe bench serve`` and ``mesh`` with real node processes, as small as can be."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from meshmoe.cli.bench import bench
+from meshmoe.model.tiny import make_tiny_checkpoint
+
+pytestmark = pytest.mark.mesh
+
+TOPOLOGY = """
+[default_link]
+rtt = "2ms"
+rate = "100Mbit/s"
+
+[nodes.left]
+capacity = "60%"
+threads = 1
+
+[nodes.right]
+capacity = "60%"
+threads = 1
+"""
+
+
+def test_a_mesh_over_a_topology_files_links(tmp_path):
+    (tmp_path / "pair.toml").write_text(TOPOLOGY)
+    make_tiny_checkpoint("qwen3_moe", tmp_path / "tiny")
+    asked = ["mesh", "--model", str(tmp_path / "tiny"), "--topology", str(tmp_path / "pair.toml"), "--turns", "1"]
+    done = CliRunner().invoke(bench, [*asked, "--streams", "2", "--max-tokens", "6", "--json"])
+    assert done.exit_code == 0, done.output
+    single, double = json.loads(done.stdout)["figures"]
+    assert (single["case"], double["case"]) == ("1 in all", "2 on each node")
+    for figure, streams in ((single, 2), (double, 4)):
+        assert figure["rtt_ms"] == pytest.approx(2.0)
+        load = figure["load"]
+        assert load["tokens"] == 6 * streams
+        assert load["failed"] == load["refused"] == 0
+        # A round cannot be faster than the link that it went over.
+        assert load["token_ms"] > 2.0 * load["rounds_per_token"] > 0
+
+
+def test_a_node_that_reads_prompts_beside_its_streams(tmp_path):
+    make_tiny_checkpoint("qwen3_moe", tmp_path / "tiny")
+    asked = ["serve", "--model", str(tmp_path / "tiny"), "--turns", "1", "--streams", "2", "--max-tokens", "8"]
+    done = CliRunner().invoke(bench, [*asked, "--prefill", "40", "--json"])
+    assert done.exit_code == 0, done.output
+    figure = json.loads(done.stdout)["figures"]["meshmoe"]
+    assert figure["tokens"] == 16
+    assert figure["beside_p50_ms"] > 0
+    assert figure["loop_late_p99_ms"] > 0
