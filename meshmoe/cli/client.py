@@ -16,17 +16,11 @@ from typing import Any
 
 import msgspec
 
+from meshmoe.api.error_reading import NoNodeError, raise_for, raise_if_error
 from meshmoe.api.socket_path import check_length
-from meshmoe.core.errors import CapacityError, MeshmoeError, OverloadedError, PeerError, RequestError
 
 CONNECT_S_MAX = 5.0
 STATUS_S_MAX = 15.0
-
-_BY_KIND = {kind.kind: kind for kind in (CapacityError, OverloadedError, PeerError)}
-
-
-class NoNodeError(MeshmoeError):
-    """Nobody answers at the socket."""
 
 
 class NodeClient:
@@ -92,7 +86,7 @@ class NodeClient:
                 connection.request(method, path, body, {"content-type": "application/json"})
                 response = connection.getresponse()
                 if response.status >= 400:
-                    _raise_for(response.status, response.read())
+                    raise_for(response.status, response.read())
             yield response
         finally:
             connection.close()
@@ -133,28 +127,3 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(CONNECT_S_MAX)
         self.sock.connect(os.fspath(self._path))
-
-
-def raise_if_error(answer: Any) -> None:
-    """Raise the error that ``answer`` describes, if it describes one."""
-    if isinstance(answer, dict) and "error" in answer:
-        raise _error(answer)
-
-
-def _raise_for(status: int, body: bytes) -> None:
-    try:
-        answer = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        answer = None
-    raise _error(answer, f"the node answers with HTTP {status}")
-
-
-def _error(answer: Any, otherwise: str = "the node answers with an error") -> MeshmoeError:
-    """The error that the node met, with the exit code that it would have here."""
-    inner = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(inner, dict):
-        return MeshmoeError(otherwise)
-    message = str(inner.get("message", otherwise))
-    if inner.get("type") == RequestError.kind:
-        return RequestError(message)
-    return _BY_KIND.get(str(inner.get("type")), MeshmoeError)(message)

@@ -9,7 +9,8 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from meshmoe.cli.client import NodeClient, NoNodeError, raise_if_error
+from meshmoe.api.error_reading import NoNodeError, raise_if_error
+from meshmoe.cli.client import NodeClient
 from meshmoe.cli.options import socket_option
 from meshmoe.node.status import LeaveProgress
 
