@@ -78,6 +78,19 @@ def decode(models: tuple[Path, ...], dtype: str, tokens: int, context: int, turn
     _write(figures, decode_table(figures), as_json)
 
 
+@click.command()
+@click.option("--streams", multiple=True, type=click.IntRange(1, 64), default=(1, 16), show_default=True)
+@click.option("--layers", type=click.IntRange(1, 48), default=48, show_default=True, help="Fewer fit a smaller card.")
+@_turns
+@_json
+def cuda(streams: tuple[int, ...], layers: int, turns: int, as_json: bool) -> None:
+    """Compare the decode step on an NVIDIA card with transformers, on random weights of Qwen3-30B-A3B's shape."""
+    from meshmoe.bench_engine.cuda import cuda_table, measure_cuda
+
+    figures = measure_cuda(streams, layers, turns, _progress)
+    _write(figures, cuda_table(figures), as_json)
+
+
 @click.command("make-model")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def make_model(directory: Path) -> None:

@@ -1,0 +1,261 @@
+"""A decode step for up to some rows on a card, as one CUDA graph; or from a layer on, when a layer lacks an expert.
+
+The step is run in hope: all layers at once, while the router of each notes on the card whether it chose an expert that
+is not resident. Only after the step does the host look. If layer ``l`` lacks one, what came after it is worthless, but
+everything before it stands: the hidden states at its experts are kept for each layer. The host fetches the missing
+outputs from the mesh, puts them beside the others, and goes on behind layer ``l``, again in hope. So a step that is all
+local costs one launch and one look.
+
+A graph always begins at a layer's experts or at the embedding, and runs to the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meshmoe.engine.cuda.cache import BLOCK_TOKENS, PagedCache
+from meshmoe.engine.cuda.kernels import (
+    SPLIT_TOKENS,
+    attend_join,
+    attend_split,
+    experts_down,
+    experts_up,
+    heads_to_cache,
+    join_rows,
+    linear_rows,
+    next_power_of_2,
+    norm_rows,
+    route_rows,
+)
+from meshmoe.engine.cuda.weights import DeviceLayer, DeviceShape, DeviceWeights
+
+ALL_HERE = 1 << 30
+"""What ``lacking`` says when no layer lacks an expert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a product is cut: columns and depth of a program's tile, its warps, loads in flight. Measured on an H100."""
+
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+UP_TILE = Tile(16, 128, 4, 4)
+DOWN_TILE = Tile(32, 128, 4, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A layer that lacks experts.
+
+    Attributes:
+        layer: Which.
+        hidden: ``[B, H]``, the input of its experts, on the card.
+        chosen: ``[B, k]`` int32, the experts of each row, ascending, on the host.
+        held: ``[B, k]`` int32, their places in the pool, -1 for what is lacking, on the host.
+    """
+
+    layer: int
+    hidden: Tensor
+    chosen: Tensor
+    held: Tensor
+
+
+class DecodeStep:
+    """Decode steps of a fixed number of rows; inputs and outputs stay at their places in the card's memory."""
+
+    def __init__(self, weights: DeviceWeights, cache: PagedCache, rows: int, context: int) -> None:
+        """Make room.
+
+        Args:
+            weights: The model.
+            cache: Where keys and values are.
+            rows: Of every step; rows that are not needed read position 0 of block 0, which nobody else may own.
+            context: Longest sequence.
+        """
+        shape, device, dtype = weights.shape, weights.device, weights.dtype
+        self._weights, self._cache, self._rows = weights, cache, rows
+        self._blocks = -(-context // BLOCK_TOKENS)
+        self._splits = -(-context // SPLIT_TOKENS)
+        layers, k = len(weights.layers), shape.top_k
+
+        def room(*size: int, of: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(size, dtype=of, device=device)
+
+        self.tokens, self.positions = room(rows, of=torch.int64), room(rows, of=torch.int32)
+        self.tables = room(rows, self._blocks, of=torch.int32)
+        self.logits = room(rows, shape.vocabulary)
+        self._x, self._last = room(rows, shape.hidden), room(rows, shape.hidden)
+        self._normed, self._kept = room(layers, rows, shape.hidden), room(layers, rows, shape.hidden)
+        self._qkv = room(rows, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
+        self._queries = room(rows, shape.heads, shape.head_dim)
+        self._attended = room(rows, shape.heads * shape.head_dim)
+        self._partial = room(rows, self._splits, shape.heads, shape.head_dim, of=torch.float32)
+        self._tops = room(rows, self._splits, shape.heads, of=torch.float32)
+        self._sums = room(rows, self._splits, shape.heads, of=torch.float32)
+        self._scores = room(rows, shape.experts)
+        self._chosen, self._held = room(layers, rows, k, of=torch.int32), room(layers, rows, k, of=torch.int32)
+        self._shares = room(layers, rows, k)
+        self._inner, self._outputs = room(rows * k, shape.width), room(rows * k, shape.hidden)
+        self._lacking = room(1, of=torch.int32)
+        at = torch.arange(context, device=device).unsqueeze(0)
+        cos, sin = weights.rotary(self._x[:1].unsqueeze(0), position_ids=at)
+        self._cos, self._sin = cos[0].contiguous(), sin[0].contiguous()
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def run(self) -> Missing | None:
+        """Read ``tokens`` at ``positions`` (``tables`` say where their sequences lie); gives ``logits``, ``[rows, V]``.
+
+        Returns:
+            None when it is done; or the first layer that lacks an expert: then `resume`.
+        """
+        return self._go(-1)
+
+    def resume(self, missing: Missing, outputs: dict[tuple[int, int], Tensor]) -> Missing | None:
+        """Go on once the lacking experts' outputs are there.
+
+        Args:
+            missing: What `run` or `resume` returned.
+            outputs: For each lacking (row, place among the row's chosen) the expert's output, ``[H]``.
+        """
+        layer, k = missing.layer, self._weights.shape.top_k
+        self._experts(self._weights.layers[layer], layer)
+        for (row, place), output in outputs.items():
+            self._outputs[row * k + place].copy_(output, non_blocking=True)
+        self._join(layer)
+        return self._go(layer)
+
+    def _go(self, after: int) -> Missing | None:
+        graph = self._graphs.get(after)
+        if graph is None:
+            graph = self._graphs[after] = self._capture(after)
+        graph.replay()
+        lacking = int(self._lacking.item())
+        if lacking == ALL_HERE:
+            return None
+        return Missing(lacking, self._normed[lacking], self._chosen[lacking].cpu(), self._held[lacking].cpu())
+
+    def _capture(self, after: int) -> torch.cuda.CUDAGraph:
+        kept = self._x.clone()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._compute(after)  # compiles what is not compiled yet
+        torch.cuda.current_stream().wait_stream(stream)
+        self._x.copy_(kept)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._compute(after)
+        return graph
+
+    def _compute(self, after: int) -> None:
+        weights = self._weights
+        self._lacking.fill_(ALL_HERE)
+        if after < 0:
+            torch.index_select(weights.embedding, 0, self.tokens, out=self._x)
+        for at in range(after + 1, len(weights.layers)):
+            layer = weights.layers[at]
+            self._mix_tokens(layer, at)
+            self._route(layer, at)
+            self._experts(layer, at)
+            self._join(at)
+        self._norm(self._x, weights.norm, self._last)
+        self._linear(self._last, weights.head, self.logits)
+
+    def _norm(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        shape = self._weights.shape
+        norm_rows[(self._rows,)](
+            x, weight, out, shape.norm_eps, hidden=shape.hidden, BLOCK=next_power_of_2(shape.hidden), num_warps=8
+        )
+
+    def _linear(self, x: Tensor, weight: Tensor, out: Tensor, residual: Tensor | None = None) -> None:
+        width, inner = weight.shape
+        n = 64 if width > 32768 else 32 if width > 4096 else 16
+        grid = (-(-width // n), -(-self._rows // 16))
+        linear_rows[grid](
+            x, weight, out if residual is None else residual, out, self._rows, width,
+            inner=inner, ADD=residual is not None, N=n, K=128, num_warps=4, num_stages=4,
+        )  # fmt: skip
+
+    def _mix_tokens(self, layer: DeviceLayer, at: int) -> None:
+        shape, cache = self._weights.shape, self._cache
+        heads, kv, d, rows = shape.heads, shape.kv_heads, shape.head_dim, self._rows
+        normed = self._normed[at]
+        self._norm(self._x, layer.in_norm, normed)
+        self._linear(normed, layer.qkv, self._qkv)
+        heads_to_cache[(rows, heads + 2 * kv)](
+            self._qkv, layer.q_norm, layer.k_norm, self._cos, self._sin, self.positions, self.tables,
+            cache.keys[at], cache.values[at], self._queries, shape.norm_eps,
+            HEADS=heads, KV=kv, D=d, NORM=layer.q_norm is not None, BLOCK=BLOCK_TOKENS, MAX_BLOCKS=self._blocks,
+            num_warps=1,
+        )  # fmt: skip
+        attend_split[(rows, kv, self._splits)](
+            self._queries, cache.keys[at], cache.values[at], self.positions, self.tables, self._partial,
+            self._tops, self._sums, shape.scale, HEADS=heads, KV=kv, D=d, BLOCK=BLOCK_TOKENS, SPLIT=SPLIT_TOKENS,
+            GROUP=max(16, next_power_of_2(heads // kv)), SPLITS=self._splits, MAX_BLOCKS=self._blocks, num_warps=4,
+        )  # fmt: skip
+        attend_join[(rows, heads)](
+            self._partial, self._tops, self._sums, self.positions, self._attended,
+            HEADS=heads, D=d, SPLIT=SPLIT_TOKENS, SPLITS=self._splits, num_warps=1,
+        )  # fmt: skip
+        self._linear(self._attended, layer.o, self._kept[at], residual=self._x)
+        self._norm(self._kept[at], layer.post_norm, normed)
+
+    def _route(self, layer: DeviceLayer, at: int) -> None:
+        shape = self._weights.shape
+        self._linear(self._normed[at], layer.router, self._scores)
+        route_rows[(self._rows,)](
+            self._scores, layer.slots, self._chosen[at], self._shares[at], self._held[at], self._lacking, at,
+            EXPERTS=shape.experts, E=next_power_of_2(shape.experts), TOP_K=shape.top_k, NORMALISE=shape.normalise,
+            ROUND=shape.round_weights, num_warps=1,
+        )  # fmt: skip
+
+    def _experts(self, layer: DeviceLayer, at: int) -> None:
+        compute_pairs(self._weights.shape, layer, self._normed[at], self._held[at], self._inner, self._outputs)
+
+    def _join(self, at: int) -> None:
+        shape = self._weights.shape
+        join_rows[(-(-shape.hidden // 256), self._rows)](
+            self._outputs, self._shares[at], self._kept[at], self._x,
+            HIDDEN=shape.hidden, TOP_K=shape.top_k, N=256, num_warps=4,
+        )  # fmt: skip
+
+
+def compute_pairs(
+    shape: DeviceShape, layer: DeviceLayer, x: Tensor, held: Tensor, inner: Tensor, outputs: Tensor
+) -> None:
+    """Compute the experts of rows, here as for a peer.
+
+    Args:
+        shape: Of the model.
+        layer: The layer.
+        x: ``[B, H]``.
+        held: ``[B, n]`` int32, places in the pool; -1 is left out, and no row names a place twice.
+        inner: ``[B * n, I]``, working memory.
+        outputs: ``[B * n, H]``; gets the outputs.
+    """
+    rows, each = held.shape
+    options = {"HIDDEN": shape.hidden, "WIDTH": shape.width, "TOP_K": each, "KS": next_power_of_2(each)}
+    up, down = UP_TILE, DOWN_TILE
+    experts_up[(-(-shape.width // up.columns), rows * each)](
+        x,
+        layer.gate_up,
+        held,
+        inner,
+        rows,
+        **options,
+        N=up.columns,
+        K=up.depth,
+        num_warps=up.warps,
+        num_stages=up.stages,
+    )
+    experts_down[(-(-shape.hidden // down.columns), rows * each)](
+        inner, layer.down, held, outputs, rows,
+        **options, N=down.columns, K=down.depth, num_warps=down.warps, num_stages=down.stages,
+    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""A model's weights as the decode step reads them, taken from transformers modules on a card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FAMILIES = ("qwen3_moe", "mixtral")
+"""Families whose decode steps these kernels compute: RMS norms, rotary heads, a softmax router, no dense experts."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceShape:
+    """Numbers that hold for all layers; names as in `meshmoe.engine.lean.tables`."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    experts: int
+    top_k: int
+    width: int
+    vocabulary: int
+    norm_eps: float
+    normalise: bool
+    round_weights: bool
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayer:
+    """A layer: attention and router of the trunk, and the pool's two stacks.
+
+    Attributes:
+        in_norm, post_norm: ``[H]``.
+        qkv: ``[(heads + 2 * kv heads) * d, H]``, queries above keys above values.
+        q_norm, k_norm: ``[d]``, or None.
+        o: ``[H, heads * d]``.
+        router: ``[E, H]``.
+        gate_up: ``[places, 2 * I, H]``, the pool's entries.
+        down: ``[places, H, I]``.
+        slots: ``[E]`` int32: the place of each expert, -1 for what is not resident.
+    """
+
+    in_norm: Tensor
+    post_norm: Tensor
+    qkv: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Tensor
+    router: Tensor
+    gate_up: Tensor
+    down: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWeights:
+    """A model on a card.
+
+    Attributes:
+        shape: Its numbers.
+        layers: Its layers.
+        embedding, head: ``[V, H]``.
+        norm: ``[H]``.
+        rotary: The trunk's module for position frequencies.
+    """
+
+    shape: DeviceShape
+    layers: tuple[DeviceLayer, ...]
+    embedding: Tensor
+    head: Tensor
+    norm: Tensor
+    rotary: Any
+
+    @property
+    def device(self) -> torch.device:
+        """The card."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and hidden states."""
+        return self.embedding.dtype
+
+
+def read_weights(trunk: Any, pools: list[tuple[Tensor, Tensor, Tensor]] | None = None) -> DeviceWeights:
+    """Read a causal language model of transformers that lies on a card.
+
+    Args:
+        trunk: The model.
+        pools: For each MoE layer ``gate_up``, ``down`` and ``slots`` as in `DeviceLayer`; None for the model's own
+            stacks, all of them resident.
+
+    Raises:
+        ValueError: The family is not one of `FAMILIES`, or uses what the kernels lack.
+    """
+    config = trunk.config
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"family {config.model_type} is not known to the CUDA step; known: {', '.join(FAMILIES)}")
+    model = trunk.model
+    attention = model.layers[0].self_attn
+    if any(p.bias is not None for p in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)):
+        raise ValueError("attention with biases is not known to the CUDA step")
+    experts = model.layers[0].mlp.experts
+    shape = DeviceShape(
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=attention.head_dim,
+        experts=experts.num_experts,
+        top_k=config.num_experts_per_tok,
+        width=experts.intermediate_dim,
+        vocabulary=trunk.lm_head.weight.shape[0],
+        norm_eps=config.rms_norm_eps,
+        normalise=config.model_type == "mixtral" or bool(config.norm_topk_prob),
+        round_weights=config.model_type == "qwen3_moe",
+        scale=attention.scaling,
+    )
+    layers = []
+    for at, block in enumerate(model.layers):
+        if not hasattr(block.mlp, "experts"):
+            raise ValueError(f"layer {at} has no experts; dense layers are not known to the CUDA step")
+        own = block.self_attn
+        if pools is None:
+            gate_up, down = block.mlp.experts.gate_up_proj.data, block.mlp.experts.down_proj.data
+            slots = torch.arange(shape.experts, dtype=torch.int32, device=gate_up.device)
+        else:
+            gate_up, down, slots = pools[at]
+        layers.append(
+            DeviceLayer(
+                in_norm=block.input_layernorm.weight.data,
+                post_norm=block.post_attention_layernorm.weight.data,
+                qkv=torch.cat([own.q_proj.weight.data, own.k_proj.weight.data, own.v_proj.weight.data]),
+                q_norm=own.q_norm.weight.data if hasattr(own, "q_norm") else None,
+                k_norm=own.k_norm.weight.data if hasattr(own, "k_norm") else None,
+                o=own.o_proj.weight.data,
+                router=block.mlp.gate.weight.data,
+                gate_up=gate_up,
+                down=down,
+                slots=slots,
+            )
+        )
+    return DeviceWeights(
+        shape=shape,
+        layers=tuple(layers),
+        embedding=model.embed_tokens.weight.data,
+        head=trunk.lm_head.weight.data,
+        norm=model.norm.weight.data,
+        rotary=model.rotary_emb,
+    )
