@@ -44,6 +44,7 @@ class Custodian:
         """Whether there may be something wanted that can be loaded now."""
         self._lost: set[ExpertId] = set()
         self._dropping: set[ExpertId] = set()
+        self._spare_until_s = float("-inf")
         self.cramped: ExpertId | None = None
         """A vacancy of ours for which there is no room, while nothing is being dropped or could be."""
 
@@ -137,6 +138,10 @@ class Custodian:
             short_bytes -= desk.expert_bytes[replica]
         return False
 
+    def spare_room_until(self, until_s: float) -> None:
+        """Keep nothing for a second slot until then: room is being made for an expert without any custodian, say."""
+        self._spare_until_s = until_s
+
     @property
     def is_making_room(self) -> bool:
         """Whether memory will be free shortly."""
@@ -166,6 +171,11 @@ class Custodian:
             since_s = self._vacant_since_s[expert] = desk.now
             self._vacant_bytes += desk.expert_bytes[expert]
         if desk.leaving or not self._can_be_had(expert, since_s):
+            return
+        if others and desk.now < self._spare_until_s and expert != self.cramped:
+            desk.agenda.at(expert, self._spare_until_s)
+            if desk.book[expert].resident and expert not in desk.receiving:
+                self._drop(expert)
             return
         candidates = self._candidates(expert, {claim.node for _, claim in others})
         place = candidates.index(desk.me)

@@ -46,9 +46,10 @@ def view(name, *, capacity=10, claims=None, free=0, stores=False, state="serving
 class Alone:
     """The machine, its disk and memory, which work at once; what it sends goes nowhere but into `sent`."""
 
-    def __init__(self, count, *, capacity, on_disk=None):
+    def __init__(self, count, *, capacity, on_disk=None, sizes=None):
+        """``sizes`` are those of single experts, by index, where they are not `SIZE`."""
         self.now = 100.0
-        self.experts = experts(count)
+        self.experts = experts(count) | {ExpertId(0, index): size for index, size in (sizes or {}).items()}
         self.machine = CustodyMachine(DEFAULT, Life(ME, 9), DIGEST, self.experts, capacity * SIZE, None, self.now)
         self.effects = []
         stored = range(count) if on_disk is None else on_disk
@@ -60,7 +61,8 @@ class Alone:
             self.effects.append(effect)
             match effect:
                 case OpenUnit(expert=expert):
-                    self.feed(UnitOpened(expert, SIZE if expert in self.stored else 0, SIZE))
+                    size = self.experts[expert]
+                    self.feed(UnitOpened(expert, size if expert in self.stored else 0, size))
                 case LoadUnit(expert=expert):
                     self.feed(UnitLoaded(expert))
                 case Drop(expert=expert):

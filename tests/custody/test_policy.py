@@ -110,6 +110,33 @@ def test_a_full_node_gives_an_expert_away_to_fill_a_slot():
     assert node.machine.custody == {E1: 0, E2: 1}
 
 
+def test_a_full_node_gives_several_small_experts_away_for_a_large_one():
+    """Seed 100529 of the simulator: the only one who stored an expert had two smaller ones, each too small alone."""
+    node = Alone(3, capacity=2, on_disk=(0, 1, 2), sizes={2: 2 * SIZE})
+    node.see(view("far", claims={2: 0}))
+    node.wait(5)
+    assert node.machine.custody == {E0: 0, E1: 0}
+    node.see(view("wide", capacity=3, free=3))
+    node.wait(10)
+    (peer, offer), *_ = node.sent(MigrationOffer)
+    assert (peer, offer.index) == ("wide", 0)
+    node.hear("wide", MigrationClaimed(offer.id, 0, 0, offer.slot, offer.epoch + 1))
+    number = node.sent(ClaimQuestions)[-1][1].questions[0].number
+    node.hear("wide", ClaimAnswers(9, [Standing(0, 0, offer.slot, number, offer.epoch + 1)]))
+    node.see(view("wide", capacity=3, free=2, claims={0: 0}))
+    node.wait(10)
+    assert [offer.index for _, offer in node.sent(MigrationOffer)][-1] == 1
+    assert node.machine.custody == {E1: 0}, "what is promised is kept until it is taken over"
+
+
+def test_few_small_experts_are_not_given_for_a_large_one_that_would_not_fit_then():
+    node = Alone(3, capacity=2, on_disk=(0, 1, 2), sizes={2: 3 * SIZE})
+    node.wait(5)
+    node.see(view("wide", capacity=9, free=9))
+    node.wait(60)
+    assert not node.sent(MigrationOffer)
+
+
 def test_a_lost_expert_is_reported_when_the_last_who_stores_it_goes():
     node = Alone(2, capacity=1, on_disk=(0,))
     node.see(view("a", stores=True, state="leaving"))
