@@ -11,8 +11,8 @@ help:           ## Show this list
 demo: .venv/runtime  ## A mesh of three processes on this box answers prompts; every token is compared with one node's
 	@$(BIN)/meshmoe demo
 
-test: .venv/dev  ## The whole default test suite
-	@$(BIN)/python -m pytest
+test: .venv/dev  ## The whole default test suite, on all cores (four at most: each worker takes a gigabyte)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/dev  ## Style, import directions
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numba
 import pytest
 import torch
 import trio
@@ -170,6 +171,7 @@ def mesh(models: Models) -> Iterator[Mesh]:
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Everything that a node leaves on a disk goes to a directory of this test (of a short name, for its socket)."""
     monkeypatch.delenv("MESHMOE_DEBUG", raising=False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", numba.config.CACHE_DIR)  # what is compiled already need not be again
     logger = logging.getLogger("meshmoe")
     level, root_handlers = logger.level, list(logging.getLogger().handlers)
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
