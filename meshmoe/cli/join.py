@@ -78,6 +78,7 @@ model's files gets what it needs from the others.
     "--membership", type=click.Choice(["lan", "wan"]), default="lan", show_default=True, help="Failure detector."
 )
 @click.option("--links", metavar="TOPOLOGY", help="Emulate the links that a topology file gives this node (no root).")
+@click.option("--hedge", is_flag=True, help="Send late expert calls to a second holder, too (at most 5 % more calls).")
 @click.option("--seed", type=int, metavar="N", help="Of this node's own chance (probe order, emulated jitter).")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def join(  # noqa: D103 - the help text stands above
@@ -97,6 +98,7 @@ def join(  # noqa: D103 - the help text stands above
     state: Path | None,
     membership: str,
     links: str | None,
+    hedge: bool,
     seed: int | None,
     verbose: bool,
 ) -> None:
@@ -123,6 +125,7 @@ def join(  # noqa: D103 - the help text stands above
         cache_dir=cache_dir(),
         membership=membership,
         links=_emulated_links(links, node),
+        hedge=hedge,
         seed=seed,
     )
     _set_up_logging(verbose)

@@ -93,6 +93,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
         received_bytes: Bytes of their replies.
         retries: Expert calls that were sent again to another holder.
         remote_wait_s: Time in which the request had nothing to do but wait for peers.
+        stalled_s: Of that, spent on calls that had to be asked again, and waiting for experts that nobody held.
     """
 
     prompt_tokens: int = 0
@@ -109,6 +110,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     received_bytes: int = 0
     retries: int = 0
     remote_wait_s: float = 0.0
+    stalled_s: float = 0.0
 
     @property
     def hit_ratio(self) -> float:

@@ -7,6 +7,7 @@ so that nobody waits for a deadline in vain.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import count
 
 import trio
@@ -45,12 +46,36 @@ class PendingCall:
             raise self._result
         return self._result
 
+    def has_settled(self) -> bool:
+        """Whether the outcome is known."""
+        return self._result is not None
+
+    async def settled(self) -> None:
+        """Wait until the outcome is known, whatever it is; the caller bounds the wait."""
+        await self._arrived.wait()
+
     def settle(self, result: Decoded | PeerError) -> None:
         """Set the outcome; the first one stays."""
         if self._result is None:
             self._result = result
             self.answered_s = trio.current_time()
             self._arrived.set()
+
+
+async def first_settled(calls: Sequence[PendingCall]) -> PendingCall:
+    """Wait for the first outcome of several calls, good or bad; the caller bounds the wait."""
+    if len(calls) == 1:
+        await calls[0].settled()
+    elif not any(call.has_settled() for call in calls):
+        async with trio.open_nursery() as nursery:
+
+            async def watch(call: PendingCall) -> None:
+                await call.settled()
+                nursery.cancel_scope.cancel()
+
+            for call in calls:
+                nursery.start_soon(watch, call)
+    return min((call for call in calls if call.has_settled()), key=lambda call: call.answered_s)
 
 
 class CallTable:

@@ -3,7 +3,8 @@
 For one layer of one step: choose holders for the missing experts as a set, send every message before waiting for any
 answer, and collect. What fails (a dead or silent peer, a busy one, one that no longer holds the expert) is asked of
 another holder; an expert that nobody holds at the moment is waited for, since a guardian will load it; only when
-patience ends does the request fail, with an error that names the expert. Outputs do not depend on who computed them.
+the request's patience ends does it fail, with an error that names the expert. Outputs do not depend on who computed
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import ExpertUnavailableError, PeerError, WireError
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.engine.remote import LayerCall
-from meshmoe.node.calls import CallTable, PendingCall
+from meshmoe.node.calls import CallTable, PendingCall, first_settled
+from meshmoe.node.hedging import Hedging
 from meshmoe.node.messenger import Messenger
 from meshmoe.node.pacing import CallLatency
 from meshmoe.node.peer_times import PeerTimes
@@ -65,8 +67,8 @@ class CallPatience:
             pause of a busy but healthy box. Where another holder could be asked, what was measured of the peer sets a
             shorter one (`meshmoe.node.peer_times`); calls to a peer that dies fail at once with its connection.
         prefill_attempt_s: The same for a prompt's chunk, which has hundreds of rows to compute.
-        total_s: All attempts together, including waiting for an expert that nobody holds. Covers the detection of a
-            death plus the repair that follows.
+        total_s: What one request may lose, over all its layers, to calls that had to be asked again and to experts that
+            nobody held. Covers the detection of a death plus the repair that follows.
         backoff_s: After every holder has been tried, before they are tried again.
     """
 
@@ -96,12 +98,16 @@ class ExpertClient:
         calls: CallTable,
         mesh: MeshKnowledge,
         patience: CallPatience | None = None,
+        *,
+        hedge: bool = False,
     ) -> None:
+        """Make one; ``hedge`` sends late decode calls to a second holder, too (`meshmoe.node.hedging`)."""
         self._messenger = messenger
         self._calls = calls
         self._mesh = mesh
         self._patience = patience or CallPatience()
         self._times = PeerTimes()
+        self.hedging = Hedging(enabled=hedge)
         self.latency = CallLatency()
         self.resident: Callable[[ExpertId], bool] = lambda _: False
         self.lost: Callable[[ExpertId], bool] = lambda _: False
@@ -126,17 +132,24 @@ class ExpertClient:
             ExpertUnavailableError: An expert could not be had from anybody in time; the message names it.
         """
         search = _Search(waiting=dict(call.rows))
-        with trio.move_on_after(self._patience.total_s):
-            await self._attempt(call, search)
+        began_s = trio.current_time()
+        await self._attempt(call, search)
+        if not search.waiting:
+            return search.outputs
+        stats = call.stats
+        left_s = self._patience.total_s - stats.stalled_s - (trio.current_time() - began_s)
+        with trio.move_on_after(max(0.0, left_s)):
             while search.waiting:
-                call.stats.retries += 1
+                stats.retries += 1
                 await self._attempt(call, search)
+        stats.stalled_s += trio.current_time() - began_s
+        if not search.waiting:
             return search.outputs
         names = ", ".join(str(ExpertId(call.layer, index)) for index in search.waiting)
         problem = f" (last: {search.last_problem})" if search.last_problem else ""
         raise ExpertUnavailableError(
-            f"no reachable node computed expert {names} within {self._patience.total_s:.0f} s{problem}; "
-            "see `meshmoe status` for what the mesh is missing"
+            f"no reachable node computed expert {names}: this request has waited {stats.stalled_s:.0f} s in all for "
+            f"experts{problem}; see `meshmoe status` for what the mesh is missing"
         )
 
     async def _attempt(self, call: LayerCall, search: _Search) -> None:
@@ -225,25 +238,64 @@ class ExpertClient:
     async def _collect(
         self, asked: PendingCall, experts: list[int], call: LayerCall, search: _Search, deadline: float
     ) -> None:
-        problem = ""
+        rival = await self._rival(asked, experts, call, search, deadline)
+        racing = [asked] if rival is None else [asked, rival]
         try:
-            with trio.move_on_at(deadline) as scope:
-                decoded = await asked.answer()
-            if scope.cancelled_caught:
-                problem = f"{asked.peer} did not answer in time"
-                self._messenger.faults["call_timeouts"] += 1
-                self._times.missed(asked.peer, trio.current_time())
-                self._messenger.try_post(asked.peer, Lane.DATA, CallCancel(id=asked.id))
-            else:
-                if call.decode:
-                    self._times.answered(asked.peer, asked.answered_s - asked.sent_s)
-                    self.latency.note(asked.answered_s - asked.sent_s)
-                problem = self._take(decoded, asked.peer, experts, call, search)
+            while racing:
+                with trio.move_on_at(deadline) as scope:
+                    first = await first_settled(racing)
+                if scope.cancelled_caught:
+                    for late in racing:
+                        self._messenger.faults["call_timeouts"] += 1
+                        self._times.missed(late.peer, trio.current_time())
+                        _disappointed(search, late.peer, experts, f"{late.peer} did not answer in time")
+                    return
+                racing.remove(first)
+                problem = await self._use(first, experts, call, search)
+                if not problem:
+                    self.hedging.won += first is rival
+                    for slower in racing:  # it would have taken longer still, but so much is known
+                        self._times.answered(slower.peer, trio.current_time() - slower.sent_s)
+                    return
+                logger.info("expert call to %s: %s", first.peer, problem)
+                _disappointed(search, first.peer, experts, problem)
+        finally:
+            for left in racing:
+                self._messenger.try_post(left.peer, Lane.DATA, CallCancel(id=left.id))
+            if rival is not None:
+                self._calls.close(rival)
+
+    async def _use(self, asked: PendingCall, experts: list[int], call: LayerCall, search: _Search) -> str:
+        """Use the outcome of a call; returns what was wrong with it, or an empty text."""
+        try:
+            decoded = await asked.answer()
+            if call.decode:
+                self._times.answered(asked.peer, asked.answered_s - asked.sent_s)
+                self.latency.note(asked.answered_s - asked.sent_s)
+            return self._take(decoded, asked.peer, experts, call, search)
         except PeerError as error:
-            problem = str(error)
-        if problem:
-            logger.info("expert call to %s: %s", asked.peer, problem)
-            _disappointed(search, asked.peer, experts, problem)
+            return str(error)
+
+    async def _rival(
+        self, asked: PendingCall, experts: list[int], call: LayerCall, search: _Search, deadline: float
+    ) -> PendingCall | None:
+        """The same question to another holder, if the answer is late, there is one, and the budget allows it."""
+        if not self.hedging.enabled or not call.decode:
+            return None
+        self.hedging.earn()
+        late_s = self._times.late_s(asked.peer)
+        if late_s is None or asked.has_settled():
+            return None
+        with trio.move_on_at(min(deadline, asked.sent_s + late_s)):
+            await asked.settled()
+        if asked.has_settled():
+            return None
+        having_all = set.intersection(*(set(self._candidates(call.layer, expert, search)) for expert in experts))
+        row_bytes = 2 * call.hidden.shape[1] * call.hidden.element_size()
+        others = sorted(having_all - {asked.peer}, key=lambda peer: (self._mesh.call_time_s(peer, row_bytes), peer))
+        if not others or trio.current_time() >= deadline or not self.hedging.spend():
+            return None
+        return self._ask(others[0], experts, call, search, deadline - trio.current_time())
 
     def _take(self, decoded: Decoded, peer: NodeId, experts: list[int], call: LayerCall, search: _Search) -> str:
         """Use an answer; returns what was wrong with it, or an empty text."""

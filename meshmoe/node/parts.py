@@ -96,7 +96,7 @@ def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rn
     membership = MembershipDriver(messenger, preset, settings.node, generation, endpoints, rng)
     gossip = GossipDriver(messenger, settings.node, generation, rng)
     mesh = Mesh(settings.node, gossip.view, membership.machine, rates)
-    expert_client = ExpertClient(messenger, calls, mesh)
+    expert_client = ExpertClient(messenger, calls, mesh, hedge=settings.hedge)
     parts = Parts(
         endpoints=endpoints,
         messenger=messenger,

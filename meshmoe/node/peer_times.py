@@ -15,6 +15,9 @@ from meshmoe.core.ids import NodeId
 DEADLINE_S_MIN = 0.3
 """A healthy box may pause so long: garbage collection, a prompt's chunk before the call, a scheduler's slice."""
 
+LATE_S_MIN = 0.002
+"""Nothing is late earlier: timers and scheduling alone may take as long."""
+
 DISTRUST_S_MIN = 1.0
 DISTRUST_S_MAX = 8.0
 
@@ -68,3 +71,12 @@ class PeerTimes:
         if times is None:
             return longest_s
         return min(longest_s, max(DEADLINE_S_MIN, 2 * (times.mean_s + 4 * times.deviation_s)))
+
+    def late_s(self, peer: NodeId) -> float | None:
+        """When an answer is later than nearly all before it; None where nothing was measured yet.
+
+        Mean and twice the mean deviation: of exponentially distributed times 90 % are earlier, of normally distributed
+        ones 94 %.
+        """
+        times = self._times.get(peer)
+        return None if times is None else max(LATE_S_MIN, times.mean_s + 2 * times.deviation_s)

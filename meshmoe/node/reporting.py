@@ -59,6 +59,7 @@ def node_status(node: Node) -> NodeStatus:
     parts = node.parts
     problem = readiness_problem(node)
     served = parts.expert_server.rows_served if parts else 0
+    hedging = parts.expert_client.hedging if parts else None
     return NodeStatus(
         node=node.settings.node,
         generation=node.generation,
@@ -69,7 +70,7 @@ def node_status(node: Node) -> NodeStatus:
         model=_model(node),
         peers=_peers(node, parts) if parts else [],
         coverage=_coverage(node, parts) if parts else None,
-        serving=node.serving.status(problem is None, str(problem or ""), served),
+        serving=node.serving.status(problem is None, str(problem or ""), served, hedging),
         transfers=_transfers(node),
         experts_wanted=len(parts.custody.wanted) if parts else 0,
         custody=_custody(parts) if parts else None,

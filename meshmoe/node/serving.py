@@ -11,6 +11,7 @@ import trio
 from meshmoe.core.errors import MeshmoeError
 from meshmoe.engine.engine import Engine
 from meshmoe.engine.request import FinishEvent, GenerationEvent, GenerationRequest, GenerationStats
+from meshmoe.node.hedging import Hedging
 from meshmoe.node.status import ServingStatus
 
 _RECENT = 64
@@ -69,7 +70,7 @@ class Serving:
             if not self._open:
                 self._idle.set()
 
-    def status(self, ready: bool, reason: str, calls_served: int) -> ServingStatus:
+    def status(self, ready: bool, reason: str, calls_served: int, hedging: Hedging | None) -> ServingStatus:
         """The figures now."""
         recent = list(self._recent)
         calls = sum(s.expert_calls_local + s.expert_calls_remote for s in recent)
@@ -89,6 +90,8 @@ class Serving:
             hit_ratio=sum(s.expert_calls_local for s in recent) / calls if calls else None,
             rounds_per_token=sum(s.decode_rounds for s in recent) / steps if steps else None,
             expert_calls_served=calls_served,
+            hedges=hedging.calls if hedging is not None else 0,
+            hedges_won=hedging.won if hedging is not None else 0,
         )
 
     async def drain(self, timeout_s: float) -> None:

@@ -36,6 +36,7 @@ class NodeSettings:
         cache_dir: What can be computed again.
         membership: Preset of the failure detector: ``lan`` or ``wan``.
         links: Links to emulate, by peer; empty for real ones.
+        hedge: Whether late decode calls go to a second holder, too.
         seed: Of the node's own chance (probe order, jitter of emulated links); None draws one.
     """
 
@@ -54,6 +55,7 @@ class NodeSettings:
     cache_dir: Path
     membership: str = "lan"
     links: Mapping[NodeId, LinkShape] = field(default_factory=dict)
+    hedge: bool = False
     seed: int | None = None
 
 

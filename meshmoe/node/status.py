@@ -107,6 +107,8 @@ class ServingStatus(msgspec.Struct, kw_only=True):
         hit_ratio: Share of expert calls served locally; None before the first.
         rounds_per_token: Rounds a decoded token; None before the first.
         expert_calls_served: (token, expert) pairs computed here for other nodes.
+        hedges: Late decode calls that were sent to a second holder, too (``meshmoe join --hedge``).
+        hedges_won: Those that the second holder answered first.
     """
 
     ready: bool
@@ -121,6 +123,8 @@ class ServingStatus(msgspec.Struct, kw_only=True):
     hit_ratio: float | None = None
     rounds_per_token: float | None = None
     expert_calls_served: int = 0
+    hedges: int = 0
+    hedges_won: int = 0
 
 
 class CustodyStatus(msgspec.Struct, kw_only=True):
