@@ -1,4 +1,4 @@
-"""``meshmoe bench kernels``, ``decode`` and ``make-model``: the engine's benches."""
+"""``meshmoe bench kernels``, ``decode``, ``calls`` and ``make-model``: the engine's benches."""
 
 from __future__ import annotations
 
@@ -89,6 +89,21 @@ def cuda(streams: tuple[int, ...], layers: int, turns: int, as_json: bool) -> No
 
     figures = measure_cuda(streams, layers, turns, _progress)
     _write(figures, cuda_table(figures), as_json)
+
+
+@click.command()
+@_turns
+@click.option("--rounds", type=click.IntRange(100), default=1000, show_default=True, help="Round trips in a turn.")
+@_json
+def calls(turns: int, rounds: int, as_json: bool) -> None:
+    """Time an expert call of 8 KiB on loopback, from raw ZeroMQ up to two whole nodes, in turns."""
+    import torch
+
+    from meshmoe.bench_engine.calls import call_table, measure_calls
+
+    torch.set_num_threads(1)
+    figure = measure_calls(rounds, turns, _progress)
+    _write([figure], call_table(figure), as_json)
 
 
 @click.command("make-model")

@@ -111,6 +111,11 @@ class Engine:
         self._written_by_ended = 0
         self._samples: deque[tuple[float, int, float]] = deque([(perf_counter(), 0, compute.idle_s)])
 
+    @property
+    def compute(self) -> ComputeThread:
+        """The thread that computes, for benches of it."""
+        return self._compute
+
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[GenerationEvent]]:
         """Continue a text.

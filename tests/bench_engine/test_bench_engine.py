@@ -6,6 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from meshmoe.bench_engine.calls import call_table, measure_calls
 from meshmoe.bench_engine.decode import token_bytes
 from meshmoe.bench_engine.kernels import measure_kernels
 from meshmoe.bench_engine.turns import in_turns
@@ -78,3 +79,12 @@ def test_the_bytes_of_a_token(tmp_path):
     one_layer = attention + 2 * hidden + 8 * hidden + 2 * 3 * hidden * 48
     # The embedding table is the head as well if the two are tied; it is read once either way.
     assert token_bytes(model) == 2 * (layers * one_layer + hidden + vocabulary * hidden)
+
+
+@pytest.mark.soak
+def test_an_expert_call_from_node_to_node_costs_more_than_its_parts():
+    figure = measure_calls(100, 1, lambda _: None)
+    assert figure.node > figure.steps["compute the expert"] > 0
+    assert figure.node > figure.raw > 0
+    assert all(took_us > 0 for took_us in figure.steps.values())
+    assert "| two blocking DEALER sockets (raw ZeroMQ) |" in call_table(figure)
