@@ -48,12 +48,6 @@ async def health(request: Request) -> JsonResponse:
     return JsonResponse({"status": "ok", "reason": ""})
 
 
-async def mesh_status(request: Request) -> JsonResponse:
-    """Answer ``GET /mesh/status``."""
-    service: ModelService = request.app.state.service
-    return JsonResponse(service.status())
-
-
 async def mesh_leave(request: Request) -> ASGIApp:
     """Answer ``POST /mesh/leave``."""
     return LeaveStream(request.app.state.service)
