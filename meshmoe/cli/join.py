@@ -6,6 +6,7 @@ answered at once.
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import logging
 import re
@@ -19,7 +20,8 @@ import trio
 from rich.console import Console
 
 from meshmoe.api.api_key import read_api_key
-from meshmoe.api.loopback import parse_http_address
+from meshmoe.api.loopback import is_loopback_name, parse_http_address
+from meshmoe.cli.finding import find_peer
 from meshmoe.cli.options import socket_option
 from meshmoe.core.config import parse_capacity, parse_profile, parse_topology
 from meshmoe.core.errors import ConfigError
@@ -28,6 +30,7 @@ from meshmoe.core.links import LinkShape
 from meshmoe.core.token import parse_address, parse_peer
 from meshmoe.core.units import format_size
 from meshmoe.node.data_files import read_data_file
+from meshmoe.node.discovery import Beacon, announced_hosts, open_beacon
 from meshmoe.node.measure import auto_threads
 from meshmoe.node.places import cache_dir, state_dir
 from meshmoe.node.settings import DEFAULT_PORT, NodeSettings, capacity_of, default_node_name
@@ -38,11 +41,11 @@ if TYPE_CHECKING:
 
 _HELP = f"""Start a node on this box.
 
-Without --peer it begins a mesh and prints the command that joins it. With --peer it joins; a box without the
-model's files gets what it needs from the others.
+Told nothing, it joins the mesh that it finds on this network, and begins one if there is none. With --peer it joins
+that one; with --model it begins one. A box without the model's files gets what it needs from the others.
 
 \b
-  meshmoe join                                       begin a mesh with the bundled model
+  meshmoe join                                       join the mesh of this network, or begin one (bundled model)
   meshmoe join --model ~/models/Qwen3-30B-A3B        begin a mesh with a model of your own
   meshmoe join --peer 192.168.1.20:{DEFAULT_PORT}              join
   meshmoe join --peer 192.168.1.20:{DEFAULT_PORT} --capacity 6GiB
@@ -79,6 +82,11 @@ model's files gets what it needs from the others.
 )
 @click.option("--links", metavar="TOPOLOGY", help="Emulate the links that a topology file gives this node (no root).")
 @click.option("--hedge", is_flag=True, help="Send late expert calls to a second holder, too (at most 5 % more calls).")
+@click.option(
+    "--discovery/--no-discovery",
+    default=None,
+    help="Look for a mesh by multicast DNS, and be found.  [default: yes, unless --listen is loopback]",
+)
 @click.option("--seed", type=int, metavar="N", help="Of this node's own chance (probe order, emulated jitter).")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def join(  # noqa: D103 - the help text stands above
@@ -99,6 +107,7 @@ def join(  # noqa: D103 - the help text stands above
     membership: str,
     links: str | None,
     hedge: bool,
+    discovery: bool | None,
     seed: int | None,
     verbose: bool,
 ) -> None:
@@ -129,7 +138,9 @@ def join(  # noqa: D103 - the help text stands above
         seed=seed,
     )
     _set_up_logging(verbose)
-    trio.run(_live, settings, restrict_keyboard_interrupt_to_checkpoints=True)
+    if discovery is None:
+        discovery = not is_loopback_name(settings.listen[0])
+    trio.run(_live, settings, discovery, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 def _host(text: str) -> str:
@@ -168,11 +179,25 @@ def _set_up_logging(verbose: bool) -> None:
     logging.getLogger("meshmoe").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-async def _live(settings: NodeSettings) -> None:
+async def _live(settings: NodeSettings, discovery: bool) -> None:
+    hosts = announced_hosts(settings.listen[0], settings.advertise) if discovery else []
+    if not hosts:
+        await _live_announced(settings, None)
+        return
+    async with open_beacon(settings.node, hosts) as beacon:
+        await _live_announced(settings, beacon)
+
+
+async def _live_announced(settings: NodeSettings, beacon: Beacon | None) -> None:
+    # Takes seconds, in which discovery listens on threads of its own.
     from meshmoe.api.server import serve_api
     from meshmoe.node.node import Node
 
     console = Console(stderr=True, highlight=False)
+    if beacon is not None and not settings.peers and settings.model is None:
+        found = await find_peer(beacon, console)
+        if found is not None:
+            settings = dataclasses.replace(settings, peers=(tuple(parse_peer(found)),))
     node = Node(settings)
     api_scope, api_ended = trio.CancelScope(), trio.Event()
 
@@ -191,12 +216,12 @@ async def _live(settings: NodeSettings) -> None:
     async with trio.open_nursery() as nursery:
         addresses: ApiAddresses = await nursery.start(api)
         nursery.start_soon(_mind_signals, node, console)
-        nursery.start_soon(_announce, node, addresses.http, console)
+        nursery.start_soon(_announce, node, addresses.http, console, beacon)
         await node.run()
         nursery.cancel_scope.cancel()
 
 
-async def _announce(node: Node, http: tuple[str, int] | None, console: Console) -> None:
+async def _announce(node: Node, http: tuple[str, int] | None, console: Console, beacon: Beacon | None) -> None:
     with trio.CancelScope() as progress_scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_show_progress, node, console)
@@ -204,6 +229,9 @@ async def _announce(node: Node, http: tuple[str, int] | None, console: Console) 
             progress_scope.cancel()
     status = node.status()
     assert status.model is not None
+    if beacon is not None and node.parts is not None:
+        port = node.parts.endpoints.control_port
+        await beacon.announce(port, status.model.name, status.model.digest, needs_token=False)
     me = status.peers[0]
     console.print(f"[bold]{status.node}[/] serves [bold]{status.model.name}[/] on {node.settings.socket_path}")
     if http is not None:
