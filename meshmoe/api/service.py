@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from meshmoe.engine.request import GenerationEvent, GenerationRequest
-from meshmoe.node.history import HistorySample
-from meshmoe.node.meters import Meters
+from meshmoe.node.mesh_keeper import MeshKeeper
 from meshmoe.node.status import LeaveProgress, NodeStatus
 
 
@@ -56,12 +55,12 @@ class ModelService(Protocol):
         """A snapshot."""
         ...
 
-    def meters(self) -> Meters:
-        """What this node's requests took since its start; grows."""
-        ...
+    def keeper(self) -> MeshKeeper:
+        """Decides who belongs to the mesh.
 
-    def history(self) -> Sequence[HistorySample]:
-        """How it went lately, oldest first."""
+        Raises:
+            RequestError: The mesh is insecure, or this node belongs to none yet.
+        """
         ...
 
     def leave(self) -> AbstractAsyncContextManager[AsyncIterator[LeaveProgress]]:

@@ -27,6 +27,7 @@ from meshmoe.bench_engine.turns import Progress
 from meshmoe.core.config import Capacity
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.ids import ExpertId, NodeId
+from meshmoe.core.token import Contact, parse_peer
 from meshmoe.engine.compute import Job
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import RequestDispatch
@@ -112,7 +113,7 @@ async def _measure(rounds: int, turns: int, progress: Progress) -> CallFigure:
 
 
 def _settings(
-    directory: Path, name: NodeId, share: float, model: Path, peers: tuple[tuple[tuple[str, int], ...], ...] = ()
+    directory: Path, name: NodeId, share: float, model: Path, peers: tuple[Contact, ...] = ()
 ) -> NodeSettings:
     return NodeSettings(
         node=name,
@@ -135,7 +136,7 @@ def _run_holder(pipe: Connection, directory: Path, model: Path) -> None:
             nursery.start_soon(node.run)
             await node.ready.wait()
             assert node.parts is not None
-            pipe.send(node.parts.endpoints)
+            pipe.send(node.join_word())
             await trio.to_thread.run_sync(pipe.recv, abandon_on_cancel=True)
             node.stop()
 
@@ -150,9 +151,8 @@ async def _two_nodes(directory: Path, model: Path) -> AsyncIterator[Node]:
     process.start()
     try:
         with trio.fail_after(_START_S):
-            endpoints = await trio.to_thread.run_sync(here.recv, abandon_on_cancel=True)
-        peers = (((endpoints.host, endpoints.control_port),),)
-        node = Node(_settings(directory, _ASKER, 0.25, model, peers))
+            word = await trio.to_thread.run_sync(here.recv, abandon_on_cancel=True)
+        node = Node(_settings(directory, _ASKER, 0.25, model, (parse_peer(word),)))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.run)
             with trio.fail_after(_START_S):

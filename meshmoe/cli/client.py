@@ -46,6 +46,15 @@ class NodeClient:
         with self._answer("GET", path, None, STATUS_S_MAX) as response, self._in_words():
             return response.read()
 
+    def delete(self, path: str) -> bytes:
+        """The body of ``DELETE path``.
+
+        Raises:
+            MeshmoeError: There is no node, or it answers with an error.
+        """
+        with self._answer("DELETE", path, None, STATUS_S_MAX) as response, self._in_words():
+            return response.read()
+
     @contextmanager
     def post(self, path: str, body: Any = None) -> Iterator[Iterator[str]]:
         """``POST path`` with a JSON body; gives the lines of the response as they come, however long they take.
@@ -73,21 +82,6 @@ class NodeClient:
                 raise_if_error(event)
                 yield event
         raise NoNodeError(f"the node at {self._path} broke its answer off")
-
-    def events(self, path: str) -> Iterator[tuple[str, Any]]:
-        """Follow the server-sent events of ``GET path``: the name of each, and its data.
-
-        Raises:
-            MeshmoeError: There is no node, it answers with an error, is silent for long, or goes.
-        """
-        name = ""
-        with self._answer("GET", path, None, STATUS_S_MAX) as response:
-            for line in self._lines(response):
-                if line.startswith("event: "):
-                    name = line.removeprefix("event: ")
-                elif line.startswith("data: "):
-                    yield name, msgspec.json.decode(line.removeprefix("data: "))
-        raise NoNodeError(f"the node at {self._path} has stopped")
 
     @contextmanager
     def _answer(

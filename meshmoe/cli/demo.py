@@ -118,7 +118,7 @@ async def _start(mesh: LocalMesh, topology: Topology, topology_name: str, model:
     mesh.nodes[first].start(*own)
     alone = mesh.add(ALONE, "--capacity", "100%", "--threads", "1")
     alone.start(*own)
-    address = await mesh.address(first)
+    address = await mesh.join_word(first)
     for name in others:
         mesh.nodes[name].start("--peer", address)
     await mesh.wait_serving(*topology.nodes)

@@ -12,8 +12,13 @@ from meshmoe.core.errors import JoinError
 from meshmoe.node.discovery import Beacon
 
 
-async def find_peer(beacon: Beacon, console: Console) -> str | None:
+async def find_peer(beacon: Beacon, console: Console, *, member: bool) -> str | None:
     """A word for ``--peer``; None if this node is to begin a mesh.
+
+    Args:
+        beacon: Open.
+        console: To tell what is found.
+        member: Whether this node has been a member of a mesh and may need no token.
 
     Raises:
         JoinError: A mesh is there, but needs a token and nobody can be asked for it; or it is not clear which to join.
@@ -25,7 +30,7 @@ async def find_peer(beacon: Beacon, console: Console) -> str | None:
     console.print(
         f"found a mesh that serves {found.model}: {found.node} at {found.address}", markup=False, highlight=False
     )
-    if not found.needs_token:
+    if member or not found.needs_token:
         return found.address
     if not sys.stdin.isatty():
         raise JoinError(

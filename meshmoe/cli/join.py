@@ -32,14 +32,14 @@ from meshmoe.core.units import format_size
 from meshmoe.node.data_files import read_data_file
 from meshmoe.node.discovery import Beacon, announced_hosts, open_beacon
 from meshmoe.node.measure import auto_threads
-from meshmoe.node.places import cache_dir, state_dir
+from meshmoe.node.places import cache_dir, state_dir, was_member
 from meshmoe.node.settings import DEFAULT_PORT, NodeSettings, capacity_of, default_node_name
 
 if TYPE_CHECKING:
     from meshmoe.api.server import ApiAddresses
     from meshmoe.node.node import Node
 
-_HELP = f"""Start a node on this box.
+_HELP = """Start a node on this box.
 
 Told nothing, it joins the mesh that it finds on this network, and begins one if there is none. With --peer it joins
 that one; with --model it begins one. A box without the model's files gets what it needs from the others.
@@ -47,8 +47,8 @@ that one; with --model it begins one. A box without the model's files gets what 
 \b
   meshmoe join                                       join the mesh of this network, or begin one (bundled model)
   meshmoe join --model ~/models/Qwen3-30B-A3B        begin a mesh with a model of your own
-  meshmoe join --peer 192.168.1.20:{DEFAULT_PORT}              join
-  meshmoe join --peer 192.168.1.20:{DEFAULT_PORT} --capacity 6GiB
+  meshmoe join --peer mm1-kZKt...                    join, with the token that a member shows
+  meshmoe join --peer mm1-kZKt... --capacity 6GiB
 """
 
 
@@ -56,7 +56,7 @@ that one; with --model it begins one. A box without the model's files gets what 
 @click.option(
     "--model", type=click.Path(path_type=Path), metavar="DIR", help="Hugging Face checkpoint of an MoE model."
 )
-@click.option("--peer", "peers", multiple=True, metavar="ADDR|TOKEN", help="A node of the mesh; may be repeated.")
+@click.option("--peer", "peers", multiple=True, metavar="TOKEN|ADDR", help="A token of the mesh; may be repeated.")
 @click.option("--listen", metavar="HOST:PORT", help=f"Where peers reach this node.  [default: 0.0.0.0:{DEFAULT_PORT}]")
 @click.option("--advertise", metavar="HOST", help="Address that peers should use, where it is another than --listen's.")
 @click.option("--capacity", metavar="SIZE", help="For experts: 6GiB, or 40% of the model's.  [default: what is free]")
@@ -87,6 +87,7 @@ that one; with --model it begins one. A box without the model's files gets what 
     default=None,
     help="Look for a mesh by multicast DNS, and be found.  [default: yes, unless --listen is loopback]",
 )
+@click.option("--insecure", is_flag=True, help="No encryption, no admission: everybody who connects is believed.")
 @click.option("--seed", type=int, metavar="N", help="Of this node's own chance (probe order, emulated jitter).")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def join(  # noqa: D103 - the help text stands above
@@ -108,6 +109,7 @@ def join(  # noqa: D103 - the help text stands above
     links: str | None,
     hedge: bool,
     discovery: bool | None,
+    insecure: bool,
     seed: int | None,
     verbose: bool,
 ) -> None:
@@ -120,7 +122,7 @@ def join(  # noqa: D103 - the help text stands above
     flag = parse_capacity(capacity) if capacity is not None else None
     settings = NodeSettings(
         node=node,
-        peers=tuple(tuple(parse_peer(peer)) for peer in peers),
+        peers=tuple(parse_peer(peer) for peer in peers),
         listen=parse_address(listen, "--listen", port_min=0) if listen is not None else ("0.0.0.0", None),
         advertise=_host(advertise) if advertise is not None else None,
         model=model,
@@ -135,6 +137,7 @@ def join(  # noqa: D103 - the help text stands above
         membership=membership,
         links=_emulated_links(links, node),
         hedge=hedge,
+        insecure=insecure,
         seed=seed,
     )
     _set_up_logging(verbose)
@@ -195,9 +198,10 @@ async def _live_announced(settings: NodeSettings, beacon: Beacon | None) -> None
 
     console = Console(stderr=True, highlight=False)
     if beacon is not None and not settings.peers and settings.model is None:
-        found = await find_peer(beacon, console)
+        known = not settings.insecure and was_member(settings.state_dir)
+        found = await find_peer(beacon, console, member=known)
         if found is not None:
-            settings = dataclasses.replace(settings, peers=(tuple(parse_peer(found)),))
+            settings = dataclasses.replace(settings, peers=(parse_peer(found),))
     node = Node(settings)
     api_scope, api_ended = trio.CancelScope(), trio.Event()
 
@@ -231,7 +235,7 @@ async def _announce(node: Node, http: tuple[str, int] | None, console: Console, 
     assert status.model is not None
     if beacon is not None and node.parts is not None:
         port = node.parts.endpoints.control_port
-        await beacon.announce(port, status.model.name, status.model.digest, needs_token=False)
+        await beacon.announce(port, status.model.name, status.model.digest, needs_token=status.secured)
     me = status.peers[0]
     console.print(f"[bold]{status.node}[/] serves [bold]{status.model.name}[/] on {node.settings.socket_path}")
     if http is not None:

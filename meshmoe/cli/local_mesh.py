@@ -204,17 +204,17 @@ class LocalMesh:
             self.add(name, *arguments, *flags)
         first, *others = topology.nodes
         self.nodes[first].start(*first_flags)
-        address = await self.address(first)
+        address = await self.join_word(first)
         for name in others:
             self.nodes[name].start("--peer", address)
         await self.wait_serving(*topology.nodes)
         await self.wait_settled(*topology.nodes)
 
-    async def address(self, name: str) -> str:
-        """Where a started node takes newcomers, as soon as it does."""
+    async def join_word(self, name: str) -> str:
+        """What another node's ``--peer`` takes to join through this one, as soon as it can."""
         status = await self.nodes[NodeId(name)].wait_status(lambda s: bool(s["model"] and s["peers"]), "listening")
-        address: str = status["peers"][0]["address"]
-        return address
+        word: str = status["join_command"].split()[-1]
+        return word
 
     async def wait_serving(self, *names: str, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until these nodes (all, if none is named) serve, see each other, and every expert has a holder."""

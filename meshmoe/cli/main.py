@@ -29,6 +29,8 @@ _COMMANDS = {
     "run": _Lazy("meshmoe.cli.run", "run", "Continue a text, or answer a chat message."),
     "status": _Lazy("meshmoe.cli.status", "status", "Show the mesh as this box's node sees it."),
     "leave": _Lazy("meshmoe.cli.leave", "leave", "Hand this node's experts over, then stop it."),
+    "token": _Lazy("meshmoe.cli.token", "token", "Make, list and revoke the tokens that let boxes join."),
+    "expel": _Lazy("meshmoe.cli.token", "expel", "Strike a member out of the mesh for good."),
     "demo": _Lazy("meshmoe.cli.demo", "demo", "Run a whole mesh on this box and check what it writes."),
     "plan": _Lazy("meshmoe.cli.plan", "plan", "Predict what a mesh would do, for each placement policy."),
     "bench": _Lazy("meshmoe.cli.bench", "bench", "Measure placement, kernels, decoding, a mesh under load."),
@@ -39,7 +41,7 @@ _HELP = """Serve one Mixture-of-Experts language model from a mesh of boxes, non
 
 \b
   meshmoe join                            begin a mesh (with the bundled model)
-  meshmoe join --peer 192.168.1.10:7337   join it from another box
+  meshmoe join --peer mm1-kZKt...         join it from another box, with the token that the first one shows
   meshmoe run "The mesh is"               continue a text
   meshmoe run --chat "What is a mesh?"    ask something
   meshmoe status                          who is here, who holds what, how fast

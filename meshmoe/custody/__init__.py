@@ -42,7 +42,6 @@ from meshmoe.custody.events import (
 )
 from meshmoe.custody.machine import CustodyMachine
 from meshmoe.custody.messages import CUSTODY_MESSAGES
-from meshmoe.custody.migration import Donation, Reception
 from meshmoe.custody.slots import SlotPlan, plan_slots, succession
 from meshmoe.custody.state import CustodyState, check_state, decode_state, next_generation
 from meshmoe.custody.throttle import TokenBucket, next_rate
@@ -59,7 +58,6 @@ __all__ = [
     "CustodyEvent",
     "CustodyMachine",
     "CustodyState",
-    "Donation",
     "Drop",
     "Dropped",
     "Found",
@@ -76,7 +74,6 @@ __all__ = [
     "Persist",
     "PieceArrived",
     "PieceFailed",
-    "Reception",
     "Released",
     "RequestPiece",
     "SetCapacity",

@@ -148,8 +148,13 @@ class IncomingUnit:
             self.received_bytes += len(chunk)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a small file durably, all or nothing.
+
+    Args:
+        path: Its directory is made if need be.
+        content: All of it.
+        mode: Of the file, less the process's umask; nobody else can open it before it has it.
 
     Raises:
         CapacityError: The disk is full.
@@ -158,7 +163,8 @@ def write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # one that is left over keeps its own mode
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

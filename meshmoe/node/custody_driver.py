@@ -90,8 +90,7 @@ class CustodyDriver:
         self.lost: set[ExpertId] = set()
         self.leave_progress = LeaveProgress(0, 0)
         self.leave_finished: LeaveFinished | None = None
-        self.migrations: deque[tuple[float, MigrationEnded]] = deque(maxlen=MIGRATIONS_KEPT)
-        """Ended ones with the time, seconds of `now_s`, the latest last."""
+        self.migrations: deque[MigrationEnded] = deque(maxlen=MIGRATIONS_KEPT)
         self.counts: Counter[str] = Counter()
         for message_type in CUSTODY_MESSAGES:
             messenger.on(message_type, self._received)
@@ -234,7 +233,7 @@ class CustodyDriver:
                 logger.info("expert %s can be had again", expert)
             case MigrationEnded(expert=expert, peer=peer, outcome=outcome, reason=reason):
                 self.counts[f"migrations_{outcome}"] += 1
-                self.migrations.append((now_s(), effect))
+                self.migrations.append(effect)
                 logger.info("migration of expert %s with %s: %s%s", expert, peer, outcome, reason and f" ({reason})")
 
     def _received(self, parcel: Parcel, decoded: Decoded) -> None:

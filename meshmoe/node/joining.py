@@ -3,6 +3,10 @@
 A newcomer knows an address, not a name, so it speaks through a connection under a placeholder name (`@HOST:PORT`, which
 no node can have) until the answer says who is there. A member answers through a connection of its own to the
 endpoints in the `Hello`: every pair of nodes must be able to reach each other in both directions.
+
+In a secured mesh the newcomer must know the key of whom it speaks to (its token has it, or an earlier life has met that
+node), and shows a proof made with its token. Until it is admitted it is a guest, who is heard on the control lane and
+with these messages only; so is, for the newcomer, the member that answers.
 """
 
 from __future__ import annotations
@@ -12,17 +16,21 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
 import trio
 
+from meshmoe.admission import admission_proof
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.errors import JoinError, PeerError
 from meshmoe.core.ids import NodeId
+from meshmoe.core.token import Contact
 from meshmoe.membership import Learned
+from meshmoe.node.admission_driver import AdmissionDriver
 from meshmoe.node.membership_driver import MembershipDriver
 from meshmoe.node.messenger import Messenger
 from meshmoe.transport.base import Parcel
 from meshmoe.wire.codec import Decoded, VersionError
-from meshmoe.wire.messages import Hello, Refusal, Welcome
+from meshmoe.wire.messages import Hello, JoinProof, Refusal, Welcome
 
 logger = logging.getLogger(__name__)
 
@@ -30,23 +38,47 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
 REPEAT_S = 0.5
 
-Address = tuple[str, int]
+REFUSING_MAX = 8
+"""Refusals that are on their way at once; each holds a connection for two seconds."""
 
 
 class Greeter:
     """The newcomer's side."""
 
-    def __init__(self, messenger: Messenger) -> None:
+    def __init__(self, messenger: Messenger, admission: AdmissionDriver | None = None) -> None:
+        """Make one.
+
+        Args:
+            messenger: To speak and hear.
+            admission: Of a secured mesh.
+        """
         self._messenger = messenger
+        self._admission = admission
+        self._asked_key: bytes | None = None
         self._answer: Welcome | Refusal | VersionError | None = None
         self._answered = trio.Event()
-        messenger.on(Welcome, self._keep)
-        messenger.on(Refusal, self._keep)
-        messenger.on_version_error = lambda _parcel, error: self._set(error)
+        messenger.on(Welcome, self._keep, from_guests=True)
+        messenger.on(Refusal, self._keep, from_guests=True)
+        messenger.on_version_error = lambda parcel, error: self._set(error) if self._is_asked(parcel) else None
+
+    def _is_asked(self, parcel: Parcel) -> bool:
+        """Whether a parcel comes from a member, or from whom this node has asked to let it in."""
+        return not parcel.guest or (self._asked_key is not None and parcel.guest == self._asked_key.hex())
 
     def _keep(self, parcel: Parcel, decoded: Decoded) -> None:
-        assert isinstance(decoded.message, Welcome | Refusal)
-        self._set(decoded.message)
+        answer = decoded.message
+        assert isinstance(answer, Welcome | Refusal)
+        if not self._is_asked(parcel) or answer.node != parcel.sender:
+            raise PeerError(f"{type(answer).__name__} of {answer.node} from somebody else")
+        if self._admission is not None:
+            if isinstance(answer, Refusal) and answer.reason == "expelled" and not parcel.guest:
+                self._admission.hear_refusal(answer)
+            if isinstance(answer, Welcome):
+                if answer.admission is None or answer.admission[1].node != answer.node:
+                    raise PeerError(f"welcome of {answer.node} without its admission")
+                # Before anything else of the same connection is read: who is admitted here decides what of it counts.
+                self._admission.adopt(answer)
+        self._set(answer)
 
     def _set(self, answer: Welcome | Refusal | VersionError) -> None:
         if self._answer is None:
@@ -56,11 +88,11 @@ class Greeter:
     def _forget_answer(self) -> None:
         self._answer, self._answered = None, trio.Event()
 
-    async def greet(self, peers: Sequence[Sequence[Address]], hello: Hello) -> Welcome:
+    async def greet(self, peers: Sequence[Contact], hello: Hello) -> Welcome:
         """Introduce this node to the first peer that answers.
 
         Args:
-            peers: For each ``--peer`` its addresses.
+            peers: Whom to try.
             hello: Who we are.
 
         Raises:
@@ -68,20 +100,33 @@ class Greeter:
         """
         problems: list[str] = []
         self._forget_answer()
-        for host, port in (address for addresses in peers for address in addresses):
+        for contact, (host, port) in ((one, address) for one in peers for address in one.addresses):
             if (host, port) == (hello.endpoints.host, hello.endpoints.control_port):
                 problems.append(f"{host}:{port} is this node itself: give the address of another one")
                 continue
-            problem = await _knock(host, port) or await self._introduce(host, port, hello)
+            problem = await _knock(host, port) or await self._introduce(host, port, contact, hello)
             if problem is None:
                 assert isinstance(self._answer, Welcome)
                 return self._answer
             problems.append(problem)
         raise JoinError("cannot join: " + "; ".join(problems))
 
-    async def _introduce(self, host: str, port: int, hello: Hello) -> str | None:
+    async def _introduce(self, host: str, port: int, contact: Contact, hello: Hello) -> str | None:
         """Say hello until answered; returns what went wrong, or None."""
         placeholder = NodeId(f"@{host}:{port}")
+        if self._admission is not None:
+            security = self._admission.security
+            self._asked_key = contact.key or security.key_at(host, port)
+            if self._asked_key is None:
+                return (
+                    f"{host}:{port}: an address alone does not let this node in: run `meshmoe token new` on a member "
+                    "and give the word that it prints with --peer"
+                )
+            security.keyring.expect(placeholder, self._asked_key)
+            if contact.ticket is not None:
+                proof = admission_proof(contact.ticket, security.key, hello.node)
+                shown = JoinProof(contact.ticket.token, contact.ticket.expires_s, proof)
+                hello = msgspec.structs.replace(hello, proof=shown)
         try:
             self._messenger.transport.connect(placeholder, Endpoints(host, port))
         except PeerError as error:
@@ -94,12 +139,15 @@ class Greeter:
                         await self._answered.wait()
         finally:
             self._messenger.transport.disconnect(placeholder)
+            if self._admission is not None:
+                self._admission.security.keyring.forget(placeholder)
         match self._answer:
             case None:
+                how = "with --insecure" if self._admission is None else "with the key that the token names"
                 return (
                     f"{host}:{port} takes connections, but no node answered within {ANSWER_TIMEOUT_S:.0f} s: is it the "
-                    f"node's control port, and can it reach {hello.endpoints.address()} (this node) and the two ports "
-                    "above it?"
+                    f"control port of a node that runs {how}, and can it reach {hello.endpoints.address()} (this node) "
+                    "and the two ports above it?"
                 )
             case Refusal(text=text):
                 raise JoinError(f"{host}:{port} refused: {text}")
@@ -140,6 +188,7 @@ class Doorkeeper:
         membership: MembershipDriver,
         welcome: Callable[[], Welcome | None],
         spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        admission: AdmissionDriver | None = None,
     ) -> None:
         """Make one.
 
@@ -148,12 +197,15 @@ class Doorkeeper:
             membership: Learns who was welcomed.
             welcome: This node's own introduction; None as long as it does not know its model.
             spawn: Starts an async function as a task of the node.
+            admission: Of a secured mesh.
         """
+        self._admission = admission
+        self._refusing = 0
         self._messenger = messenger
         self._membership = membership
         self._welcome = welcome
         self._spawn = spawn
-        messenger.on(Hello, self._hear)
+        messenger.on(Hello, self._hear, from_guests=True)
 
     def _hear(self, parcel: Parcel, decoded: Decoded) -> None:
         hello = decoded.message
@@ -162,22 +214,47 @@ class Doorkeeper:
             raise PeerError(f"hello of {hello.node} came from {parcel.sender}")
         welcome = self._welcome()
         if welcome is not None:  # else it asks again in a moment
-            self._spawn(lambda: self._answer(hello, welcome))
+            self._spawn(lambda: self._answer(hello, welcome, parcel.guest))
 
-    async def _answer(self, hello: Hello, welcome: Welcome) -> None:
-        refusal = await self._objection(hello, welcome)
+    async def _answer(self, hello: Hello, welcome: Welcome, guest: str) -> None:
+        refusal = await self._objection(hello, welcome, guest)
         if refusal is not None:
-            logger.warning("refused %s at %s: %s", hello.node, hello.endpoints.address(), refusal.text)
-            placeholder = NodeId(f"@{hello.endpoints.address()}")
+            await self._refuse(hello, refusal, guest)
+            return
+        newcomer = NodeId(hello.node)
+        if self._admission is not None:
+            welcome = msgspec.structs.replace(
+                welcome, admission=(self._admission.roll.secret, self._admission.own_record())
+            )
+        # The welcome goes first: until it has come, the newcomer takes nothing else from this node.
+        self._messenger.transport.connect(newcomer, hello.endpoints)
+        self._messenger.try_post(newcomer, Lane.CONTROL, welcome)
+        if self._admission is not None:
+            self._admission.welcome(newcomer)
+        self._membership.feed(Learned(newcomer, hello.generation, hello.endpoints))
+
+    async def _refuse(self, hello: Hello, refusal: Refusal, guest: str) -> None:
+        """Tell the reason at the address that the newcomer has given; bounded, since anybody can give any address."""
+        logger.warning("refused %s at %s: %s", hello.node, hello.endpoints.address(), refusal.text)
+        if self._refusing >= REFUSING_MAX:
+            return
+        self._refusing += 1
+        placeholder = NodeId(f"@{hello.endpoints.address()}")
+        if self._admission is not None:
+            key = bytes.fromhex(guest) if guest else self._admission.security.keyring.key_of(NodeId(hello.node))
+            if key is not None:
+                self._admission.security.keyring.expect(placeholder, key)
+        try:
             self._messenger.transport.connect(placeholder, hello.endpoints)
             self._messenger.try_post(placeholder, Lane.CONTROL, refusal)
             await trio.sleep(2.0)
+        finally:
+            self._refusing -= 1
             self._messenger.transport.disconnect(placeholder)
-            return
-        self._membership.feed(Learned(NodeId(hello.node), hello.generation, hello.endpoints))
-        self._messenger.try_post(NodeId(hello.node), Lane.CONTROL, welcome)
+            if self._admission is not None:
+                self._admission.security.keyring.forget(placeholder)
 
-    async def _objection(self, hello: Hello, welcome: Welcome) -> Refusal | None:
+    async def _objection(self, hello: Hello, welcome: Welcome, guest: str) -> Refusal | None:
         if hello.model_digest is not None and hello.model_digest != welcome.model_digest:
             return Refusal(
                 node=welcome.node,
@@ -193,6 +270,15 @@ class Doorkeeper:
                 reason="name_taken",
                 text=f"a node named {hello.node} is in the mesh already: choose another with --name",
             )
+        if guest and self._admission is not None:
+            problem = self._admission.admit(hello, bytes.fromhex(guest))
+            if problem is not None:
+                return Refusal(
+                    node=welcome.node,
+                    generation=welcome.generation,
+                    reason="not_admitted",
+                    text=f"{hello.node} is not let in: {problem}",
+                )
         return None
 
     async def _name_is_taken(self, hello: Hello) -> bool:

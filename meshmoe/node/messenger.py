@@ -38,12 +38,15 @@ class Messenger:
         self.faults: Counter[str] = Counter()
         self._codec = codec
         self._handlers: dict[type[Message], Handler] = {}
+        self._for_guests: set[type[Message]] = set()
         self.on_version_error: Callable[[Parcel, VersionError], None] | None = None
 
-    def on(self, message_type: type[Message], handler: Handler) -> None:
-        """Register the one handler of a message type."""
+    def on(self, message_type: type[Message], handler: Handler, *, from_guests: bool = False) -> None:
+        """Register the one handler of a message type; of senders that are not admitted only if it says so."""
         assert message_type not in self._handlers, f"{message_type.__name__} already has a handler"
         self._handlers[message_type] = handler
+        if from_guests:
+            self._for_guests.add(message_type)
 
     def post(
         self, peer: NodeId, lane: Lane, message: Message, *payload: Frame, tensor: TensorFrame | None = None
@@ -117,6 +120,9 @@ class Messenger:
         handler = self._handlers.get(type(decoded.message))
         if handler is None:
             self._fault("unexpected_message", parcel, type(decoded.message).__name__)
+            return
+        if parcel.guest and type(decoded.message) not in self._for_guests:
+            self._fault("not_admitted", parcel, type(decoded.message).__name__)
             return
         try:
             handler(parcel, decoded)

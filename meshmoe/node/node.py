@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 import trio
 
 from meshmoe import __version__
-from meshmoe.core.errors import CapacityError, JoinError, MeshmoeError
+from meshmoe.core.errors import CapacityError, JoinError, MeshmoeError, RequestError
 from meshmoe.core.ids import NodeId
 from meshmoe.core.units import format_size
 from meshmoe.custody import DEFAULT as CUSTODY
@@ -35,14 +35,13 @@ from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.node.custody_driver import CustodyDriver, now_s
 from meshmoe.node.custody_file import CustodyFile
 from meshmoe.node.expert_client import cut
-from meshmoe.node.history import HistorySample
 from meshmoe.node.joining import Doorkeeper
-from meshmoe.node.link_news import LinkNews
 from meshmoe.node.measure import auto_capacity_bytes
-from meshmoe.node.meters import Meters
+from meshmoe.node.mesh_keeper import MeshKeeper
 from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_checkpoint
 from meshmoe.node.parts import Parts, wire_parts
-from meshmoe.node.reporting import node_status, readiness_problem
+from meshmoe.node.reporting import NotReadyError, join_command, node_status, own_addresses, readiness_problem
+from meshmoe.node.security import Security
 from meshmoe.node.serving import Serving
 from meshmoe.node.settings import DEFAULT_PORT, NodeSettings
 from meshmoe.node.status import LeaveProgress, NodeStatus
@@ -93,8 +92,8 @@ class Node:
         self._stop = trio.Event()
         self._failure: MeshmoeError | None = None
         self._nursery: trio.Nursery | None = None
-        self._link_news: LinkNews | None = None
         self._rng = Random(settings.seed)
+        self.security: Security | None = None
 
     # -- the life ----------------------------------------------------------------------------------------------------
 
@@ -105,12 +104,19 @@ class Node:
             MeshmoeError: The node cannot start, or cannot go on; one line for people.
         """
         own_model = await self._open_own_model()
+        if self.settings.insecure:
+            logger.warning("INSECURE: nothing is encrypted, and whoever reaches a port is believed (--insecure)")
+        else:
+            self.security = await trio.to_thread.run_sync(Security, self.settings.node, self.settings.state_dir)
+            if not self.settings.peers:
+                self.security.begin()
         async with self._listen() as transport:
-            parts = wire_parts(self.settings, self.generation, transport, self._rng)
+            parts = wire_parts(self.settings, self.generation, transport, self._rng, self.security)
             parts.membership.on_conflict = self._name_conflict
-            Doorkeeper(parts.messenger, parts.membership, self._welcome, self.spawn)
+            Doorkeeper(parts.messenger, parts.membership, self._welcome, self.spawn, parts.admission)
+            if parts.admission is not None:
+                parts.admission.on_expelled = self._expelled
             self.parts = parts
-            self._link_news = LinkNews(parts.membership.machine, parts.mesh.rates)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(parts.run)
@@ -132,7 +138,6 @@ class Node:
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(parts.custody.run)
-                nursery.start_soon(self.serving.keep_history)
                 nursery.start_soon(self._greet_again, parts, self.model_source.manifest.model_digest)
                 await self._stop.wait()
                 await self.before_stop()  # clients of open streams are told before the engine goes away under them
@@ -155,16 +160,17 @@ class Node:
     @asynccontextmanager
     async def _listen(self) -> AsyncIterator[Transport]:
         host, port = self.settings.listen
+        keyring = self.security.keyring if self.security is not None else None
         async with AsyncExitStack() as stack:
             try:
                 wanted = DEFAULT_PORT if port is None else port
-                opened = open_zmq_transport(self.settings.node, self.generation, host, wanted)
+                opened = open_zmq_transport(self.settings.node, self.generation, host, wanted, keyring=keyring)
                 transport: Transport = await stack.enter_async_context(opened)
             except MeshmoeError:
                 if port is not None:
                     raise
                 logger.info("port %d is taken: listening on free ones", DEFAULT_PORT)
-                opened = open_zmq_transport(self.settings.node, self.generation, host, 0)
+                opened = open_zmq_transport(self.settings.node, self.generation, host, 0, keyring=keyring)
                 transport = await stack.enter_async_context(opened)
             if self.settings.links:
                 seed = self._rng.getrandbits(32)
@@ -203,10 +209,10 @@ class Node:
             await trio.sleep(GREET_AGAIN_S)
             members = parts.membership.machine.members.values()
             known = {(m.endpoints.host, m.endpoints.control_port) for m in members if m.state.present}
-            apart = [addresses for addresses in self.settings.peers if known.isdisjoint(addresses)]
-            for addresses in apart:
+            apart = [contact for contact in self.settings.peers if known.isdisjoint(contact.addresses)]
+            for contact in apart:
                 try:
-                    welcome = await parts.greeter.greet([addresses], self._hello(parts, model_digest))
+                    welcome = await parts.greeter.greet([contact], self._hello(parts, model_digest))
                 except JoinError as error:
                     logger.debug("greeting again: %s", error)
                 else:
@@ -286,6 +292,11 @@ class Node:
 
     # -- news --------------------------------------------------------------------------------------------------------
 
+    def _expelled(self, error: JoinError) -> None:
+        if self.security is not None:
+            self.security.forget_mesh()
+        self.stop(error)
+
     def _name_conflict(self, conflict: NameConflict) -> None:
         if conflict.yields:
             address = conflict.other.endpoints.address()
@@ -307,9 +318,7 @@ class Node:
             parts.gossip.publish(info)
             return
         queue = engine.stats().peer_calls
-        links = self._link_news.of(parts.membership.present()) if self._link_news is not None else None
-        load = Load(pool.free_bytes, pool.used_bytes, queue_calls=queue)
-        parts.gossip.publish(info, load, *([links] if links is not None else []))
+        parts.gossip.publish(info, Load(pool.free_bytes, pool.used_bytes, queue_calls=queue))
         parts.gossip.publish_holdings(pool.experts())
 
     async def _publish_regularly(self) -> None:
@@ -334,6 +343,10 @@ class Node:
             model_name=self.model_source.name,
             manifest_bytes=len(manifest.encode()),
         )
+
+    def join_word(self) -> str:
+        """What ``--peer`` on another box takes: a token, or the address in an insecure mesh."""
+        return join_command(self, self.parts).rpartition(" ")[2] if self.parts is not None else ""
 
     # -- for the API -------------------------------------------------------------------------------------------------
 
@@ -371,13 +384,17 @@ class Node:
         """A snapshot."""
         return node_status(self)
 
-    def meters(self) -> Meters:
-        """What this node's requests took since its start; grows."""
-        return self.serving.meters
+    def keeper(self) -> MeshKeeper:
+        """Decides who belongs to the mesh.
 
-    def history(self) -> Sequence[HistorySample]:
-        """How it went lately, oldest first."""
-        return self.serving.history.samples
+        Raises:
+            RequestError: The mesh is insecure, or this node belongs to none yet.
+        """
+        if self.settings.insecure:
+            raise RequestError("this mesh is insecure: it has no tokens and no members to expel", http_status=409)
+        if self.parts is None or self.parts.admission is None or self.parts.admission.security.roll is None:
+            raise NotReadyError(f"node {self.settings.node} is {self.phase}: try again in a moment")
+        return MeshKeeper(self.parts.admission, own_addresses(self, self.parts))
 
     @asynccontextmanager
     async def leave(self) -> AsyncIterator[AsyncIterator[LeaveProgress]]:

@@ -12,6 +12,7 @@ from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.ids import NodeId
 from meshmoe.membership import PRESETS, Doubted, MemberDead, MemberLeft
 from meshmoe.node.addresses import advertised_host
+from meshmoe.node.admission_driver import AdmissionDriver
 from meshmoe.node.calls import CallTable
 from meshmoe.node.custody_driver import CustodyDriver
 from meshmoe.node.expert_client import ExpertClient
@@ -21,6 +22,7 @@ from meshmoe.node.joining import Greeter
 from meshmoe.node.membership_driver import Change, MembershipDriver
 from meshmoe.node.mesh import Mesh, RateMeter
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.security import Security
 from meshmoe.node.settings import NodeSettings
 from meshmoe.node.unit_client import UnitClient
 from meshmoe.node.unit_server import UnitServer
@@ -44,6 +46,7 @@ class Parts:
         unit_client: Fetches weights.
         unit_server: Serves them.
         greeter: Introduces this node.
+        admission: Who belongs to the mesh; None in an insecure one.
     """
 
     endpoints: Endpoints
@@ -58,12 +61,15 @@ class Parts:
     unit_client: UnitClient
     unit_server: UnitServer
     greeter: Greeter
+    admission: AdmissionDriver | None
 
     async def run(self) -> None:
         """Run the tasks of all parts until cancelled."""
         async with trio.open_nursery() as nursery:
             for part in (self.messenger, self.membership, self.gossip, self.expert_server, self.unit_server):
                 nursery.start_soon(part.run, name=type(part).__name__)
+            if self.admission is not None:
+                nursery.start_soon(self.admission.run, name="AdmissionDriver")
 
     def _connection_lost(self, peer: NodeId, lane: Lane) -> None:
         """What was asked over a broken connection may not have arrived: ask elsewhere now, not at the deadline."""
@@ -79,7 +85,9 @@ class Parts:
         self.mesh.announce_change()
 
 
-def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rng: Random) -> Parts:
+def wire_parts(
+    settings: NodeSettings, generation: int, transport: Transport, rng: Random, security: Security | None
+) -> Parts:
     """Make the parts of a node and connect them.
 
     Args:
@@ -87,13 +95,18 @@ def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rn
         generation: Of this life.
         transport: Open.
         rng: The node's chance.
+        security: Its keys; None for an insecure mesh.
     """
-    toward = settings.peers[0][0][0] if settings.peers else None
+    toward = settings.peers[0].addresses[0][0] if settings.peers else None
     host = settings.advertise or advertised_host(transport.endpoints.host, toward)
     endpoints = msgspec.structs.replace(transport.endpoints, host=host)
     messenger, calls, rates = Messenger(transport), CallTable(), RateMeter()
     preset = PRESETS[settings.membership]
     membership = MembershipDriver(messenger, preset, settings.node, generation, endpoints, rng)
+    admission = None
+    if security is not None:
+        admission = AdmissionDriver(security, messenger, membership, generation, rng)
+        security.heard_now = lambda node: transport.connected(node, Lane.CONTROL)
     gossip = GossipDriver(messenger, settings.node, generation, rng)
     mesh = Mesh(settings.node, gossip.view, membership.machine, rates)
     expert_client = ExpertClient(messenger, calls, mesh, hedge=settings.hedge)
@@ -109,7 +122,8 @@ def wire_parts(settings: NodeSettings, generation: int, transport: Transport, rn
         expert_server=ExpertServer(messenger, mesh, settings.node),
         unit_client=UnitClient(messenger, calls, rates.observe),
         unit_server=UnitServer(messenger),
-        greeter=Greeter(messenger),
+        greeter=Greeter(messenger, admission),
+        admission=admission,
     )
     membership.on_change.append(parts._member_changed)
     gossip.on_view_change = mesh.announce_change

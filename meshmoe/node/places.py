@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MESH_FILE = "mesh.msgpack"
+"""The secret and the members of a node's mesh, in its state directory."""
+
 
 def state_dir(node: str) -> Path:
     """What one node must not lose: weights fetched from peers; ``$XDG_STATE_HOME/meshmoe/NODE``."""
     return _base("XDG_STATE_HOME", ".local/state") / "meshmoe" / node
+
+
+def was_member(state: Path) -> bool:
+    """Whether a node with this state directory has belonged to a secured mesh, and has not been expelled from it."""
+    return (state / MESH_FILE).exists()
 
 
 def cache_dir() -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from meshmoe.core.config import Capacity, Profile
 from meshmoe.core.ids import NodeId, node_id
 from meshmoe.core.links import LinkShape
+from meshmoe.core.token import Contact
 
 DEFAULT_PORT = 7337
 """Of the control lane; the data and bulk lanes listen on the next two."""
@@ -22,7 +23,7 @@ class NodeSettings:
 
     Attributes:
         node: Its name.
-        peers: For each ``--peer`` the addresses to try.
+        peers: For each ``--peer`` whom to join through.
         listen: Host and control port; port 0 takes three free ones, None the default port, or free ones if it is taken.
         advertise: Host under which peers reach this node; None finds it out.
         model: Checkpoint directory; None takes the mesh's model, or the bundled one to start a mesh.
@@ -37,11 +38,12 @@ class NodeSettings:
         membership: Preset of the failure detector: ``lan`` or ``wan``.
         links: Links to emulate, by peer; empty for real ones.
         hedge: Whether late decode calls go to a second holder, too.
+        insecure: Send in the clear, and believe everybody who connects.
         seed: Of the node's own chance (probe order, jitter of emulated links); None draws one.
     """
 
     node: NodeId
-    peers: tuple[tuple[tuple[str, int], ...], ...] = ()
+    peers: tuple[Contact, ...] = ()
     listen: tuple[str, int | None] = ("0.0.0.0", None)
     advertise: str | None = None
     model: Path | None = None
@@ -56,6 +58,7 @@ class NodeSettings:
     membership: str = "lan"
     links: Mapping[NodeId, LinkShape] = field(default_factory=dict)
     hedge: bool = False
+    insecure: bool = False
     seed: int | None = None
 
 

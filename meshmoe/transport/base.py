@@ -23,11 +23,19 @@ from meshmoe.wire.frames import Frame
 
 
 class Parcel(NamedTuple):
-    """What came in: the sender by its own word (nothing proves it yet: see docs/operations.md), and the frames."""
+    """What came in.
+
+    Attributes:
+        sender: The node whose key the connection has proved; of a guest, the name that it would like to have.
+        generation: Of the sender, by its own word.
+        frames: The content.
+        guest: The key of a sender that is not admitted, in hex digits; empty for members, and in an insecure mesh.
+    """
 
     sender: NodeId
     generation: int
     frames: list[memoryview]
+    guest: str = ""
 
 
 class LinkStats(msgspec.Struct):
@@ -101,6 +109,10 @@ class Transport(Protocol):
 
         False for a peer whose connection broke and is not back yet.
         """
+        ...
+
+    def connected(self, peer: NodeId, lane: Lane) -> bool:
+        """Whether a connection towards ``peer`` stands now."""
         ...
 
     def on_lost(self, listener: LossListener) -> None:

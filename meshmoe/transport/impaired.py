@@ -157,6 +157,10 @@ class ImpairedTransport:
         link = self._links.get(peer)
         return self._inner.reachable(peer, lane) and not (link is not None and link.broken)
 
+    def connected(self, peer: NodeId, lane: Lane) -> bool:
+        """See `Transport.connected`; of the real connection under the emulated link."""
+        return self._inner.connected(peer, lane)
+
     def on_lost(self, listener: LossListener) -> None:
         """See `Transport.on_lost`; connections that the emulated link breaks are not told of."""
         self._inner.on_lost(listener)

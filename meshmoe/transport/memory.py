@@ -243,6 +243,10 @@ class MemoryTransport:
         link = self._outbound.get(peer, {}).get(lane)
         return link is not None and not link.lost
 
+    def connected(self, peer: NodeId, lane: Lane) -> bool:
+        """See `Transport.connected`."""
+        return self.reachable(peer, lane)
+
     def on_lost(self, listener: LossListener) -> None:
         """See `Transport.on_lost`."""
         self._listeners.append(listener)

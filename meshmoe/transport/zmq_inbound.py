@@ -1,7 +1,13 @@
 """The receiving half of a lane: a bound ROUTER, and what it takes to turn its messages into parcels.
 
-Anyone who can reach the port can send anything, so nothing that arrives may raise: what is not a parcel of a node on
-this lane is dropped, counted, and mentioned in the log now and then.
+Nothing that arrives may raise: what is not a parcel of a node on this lane is dropped, counted, and mentioned in the
+log now and then. With a keyring, every message carries the key that its connection has proved (its ZAP user id), and
+counts as coming from the node that the key belongs to at this moment, whatever the connection calls itself: one that
+calls itself otherwise is a guest on the control lane, who may say little, and is cut off on the others.
+
+Cutting off means to shut the TCP connection down by its file descriptor, since ZeroMQ has no word for it. By the time a
+message is read its connection may be gone and the number be that of another one; what is hit then is another
+connection from the same address to the same port, and that comes back in a moment.
 
 One thing libzmq does not bound is the number of frames in a message that never ends; it holds them until the last one
 has come. Only admission (who may connect at all) helps against that.
@@ -10,15 +16,22 @@ has come. Only admission (who may connect at all) helps against that.
 from __future__ import annotations
 
 import logging
+import os
+import socket
+from contextlib import suppress
 
+import trio
 import zmq
 
 from meshmoe.core.endpoints import Lane
+from meshmoe.core.ids import NodeId
 from meshmoe.transport.base import Parcel
 from meshmoe.transport.complaints import Complaints
 from meshmoe.transport.envelope import unseal
 from meshmoe.transport.identity import Identity, parse_identity
+from meshmoe.transport.keyring import Keyring
 from meshmoe.transport.ledger import Ledger
+from meshmoe.transport.zap import GuestBook
 from meshmoe.transport.zmq_knobs import ZmqKnobs
 from meshmoe.transport.zmq_socket import ZmqSocket
 from meshmoe.wire.frames import PARCEL_BYTES_MAX
@@ -29,8 +42,13 @@ _logger = logging.getLogger(__name__)
 class InboundLane:
     """Receives the parcels of one lane from all peers, libzmq taking turns between them."""
 
-    def __init__(self, raw: zmq.Socket[bytes], lane: Lane, ledger: Ledger, knobs: ZmqKnobs) -> None:
+    def __init__(
+        self, raw: zmq.Socket[bytes], lane: Lane, ledger: Ledger, knobs: ZmqKnobs, keyring: Keyring | None
+    ) -> None:
         self._socket = ZmqSocket(raw)
+        self._keyring = keyring
+        self._guests = GuestBook(burst=32, per_s=4)
+        self._port = int((raw.get(zmq.LAST_ENDPOINT) or b"").rstrip(b"\0").rpartition(b":")[2])  # type: ignore[union-attr]
         self._lane = lane
         self._ledger = ledger
         self._identities_max = knobs.strangers_max
@@ -63,6 +81,13 @@ class InboundLane:
         if identity is None or identity.lane is not self._lane:
             self._refuse(f"a connection that calls itself {routing_id[:100]!r}")
             return None
+        guest = ""
+        if self._keyring is not None:
+            problem, guest = self._check_key(self._keyring, frames[-1], identity.node)
+            if problem:
+                self._refuse(f"{identity.node}: {problem}")
+                cut_off(frames[-1], self._port)
+                return None
         views = unseal(frames[1].buffer) if len(frames) == 2 else None
         if views is None:
             self._refuse(f"{identity.node}: a message of {len(frames) - 1} frames that is no parcel")
@@ -71,10 +96,26 @@ class InboundLane:
         if size_bytes > PARCEL_BYTES_MAX:
             self._refuse(f"{identity.node}: a message of {size_bytes} bytes")
             return None
-        stats = self._ledger.of(identity.node)
-        stats.received_parcels += 1
-        stats.received_bytes += size_bytes
-        return Parcel(identity.node, identity.generation, views)
+        if not guest:
+            stats = self._ledger.of(identity.node)
+            stats.received_parcels += 1
+            stats.received_bytes += size_bytes
+        return Parcel(identity.node, identity.generation, views, guest)
+
+    def _check_key(self, keyring: Keyring, frame: zmq.Frame, node: NodeId) -> tuple[str, str]:
+        """What is wrong with the key of a connection that calls itself ``node``, and the key if it is a guest's."""
+        try:
+            user = str(frame.get("User-Id"))
+        except zmq.ZMQError:
+            return "no key came with it", ""
+        owner, now_s = keyring.node_of(user), trio.current_time()
+        if keyring.is_banned(user, now_s):
+            return "it is cut off for a while", ""
+        if owner == node:
+            return "", ""
+        if self._lane is Lane.CONTROL:
+            return ("", user) if self._guests.admits(user.encode(), now_s) else ("more than a guest may say", "")
+        return f"the key is that of {owner or 'nobody'}", ""
 
     def _identify(self, routing_id: bytes) -> Identity | None:
         identity = self._identities.get(routing_id)
@@ -88,6 +129,13 @@ class InboundLane:
 
     def _refuse(self, what: str) -> None:
         self._complaints.complain(f"{self._lane.name.lower()} lane: dropped what came from {what}")
+
+
+def cut_off(frame: zmq.Frame, port: int) -> None:
+    """Shut down the connection that a message came from, if it still is a connection to ``port``."""
+    with suppress(OSError, zmq.ZMQError), socket.socket(fileno=os.dup(int(frame.get(zmq.SRCFD)))) as connection:
+        if connection.getsockname()[1] == port:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _announced_identity(frame: zmq.Frame) -> bytes:

@@ -14,7 +14,9 @@ import zmq
 
 from meshmoe.core.endpoints import Lane
 from meshmoe.transport.envelope import ENVELOPE_BYTES_MAX
+from meshmoe.transport.keyring import KeyPair, Keyring
 from meshmoe.transport.limits import LANE_LIMITS, LaneLimits, message_bytes_max
+from meshmoe.transport.zap import zap_domain
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class ZmqKnobs:
             (four a lane) is met earlier.
         farewell_ms: How long the *control* lane may take to send what libzmq holds when the whole transport closes
             (ZMQ_LINGER), so that a farewell gets out. Everywhere else LINGER is 0: nobody waits for the dead.
+        bulk_thread: Whether bulk has a thread of libzmq to itself: encrypting a chunk takes 2 to 3 ms, in which nothing
+            else would be sent.
         strangers_max: Sender names that are kept in mind (identities, counters). A mesh has tens.
     """
 
@@ -88,11 +92,16 @@ class ZmqKnobs:
     backlog: int = 256
     sockets_max: int = 8192
     farewell_ms: int = 200
+    bulk_thread: bool = True
     strangers_max: int = 4096
 
-    def apply_receiving(self, raw: zmq.Socket[bytes], lane: Lane) -> None:
-        """Set the options of the ROUTER that is bound for ``lane``."""
+    def apply_receiving(self, raw: zmq.Socket[bytes], lane: Lane, keyring: Keyring | None) -> None:
+        """Set the options of the ROUTER that is bound for ``lane``; without a keyring it listens in the clear."""
         self._apply_common(raw, lane)
+        if keyring is not None:
+            raw.set(zmq.CURVE_SERVER, 1)
+            raw.set(zmq.CURVE_SECRETKEY, keyring.own.secret)
+            raw.set(zmq.ZAP_DOMAIN, zap_domain(lane))
         raw.set(zmq.RCVHWM, self.lanes[lane].receive_hwm)
         raw.set(zmq.BACKLOG, self.backlog)
         # Without it a ROUTER drops what it cannot deliver and says nothing (17,900 of 20,000 arrived). We never send on
@@ -103,9 +112,15 @@ class ZmqKnobs:
         # and nobody had received yet is lost: hence a new identity for every socket, see `meshmoe.transport.identity`.)
         raw.set(zmq.ROUTER_HANDOVER, 1)
 
-    def apply_sending(self, raw: zmq.Socket[bytes], lane: Lane, identity: bytes) -> None:
-        """Set the options of a DEALER towards one peer on ``lane``."""
+    def apply_sending(
+        self, raw: zmq.Socket[bytes], lane: Lane, identity: bytes, own: KeyPair | None, peer_key: bytes | None
+    ) -> None:
+        """Set the options of a DEALER towards one peer on ``lane``; with keys it talks to the owner of ``peer_key``."""
         self._apply_common(raw, lane)
+        if own is not None and peer_key is not None:
+            raw.set(zmq.CURVE_PUBLICKEY, own.public)
+            raw.set(zmq.CURVE_SECRETKEY, own.secret)
+            raw.set(zmq.CURVE_SERVERKEY, peer_key)
         raw.set(zmq.ROUTING_ID, identity)
         raw.set(zmq.SNDHWM, self.lanes[lane].send_hwm)
         # Nobody answers on a sending socket; what a hostile peer writes there is held in one message at most.
@@ -119,6 +134,8 @@ class ZmqKnobs:
 
     def _apply_common(self, raw: zmq.Socket[bytes], lane: Lane) -> None:
         raw.set(zmq.LINGER, 0)
+        if self.bulk_thread:
+            raw.set(zmq.AFFINITY, 2 if lane is Lane.BULK else 1)
         longest_bytes = message_bytes_max(self.lanes[lane].limits.frame_bytes_max) + ENVELOPE_BYTES_MAX
         raw.set(zmq.MAXMSGSIZE, longest_bytes)
         raw.set(zmq.HEARTBEAT_IVL, self.heartbeat_interval_ms)

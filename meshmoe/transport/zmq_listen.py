@@ -10,6 +10,7 @@ import zmq
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.errors import ConfigError
 from meshmoe.transport.base import UnreachableError
+from meshmoe.transport.keyring import Keyring
 from meshmoe.transport.zmq_knobs import ZmqKnobs
 
 PORT_MAX = 65535
@@ -31,7 +32,7 @@ def zmq_address(host: str, port: int | str) -> str:
 
 
 def bind_lanes(
-    context: zmq.Context[zmq.Socket[bytes]], host: str, port: int, knobs: ZmqKnobs
+    context: zmq.Context[zmq.Socket[bytes]], host: str, port: int, knobs: ZmqKnobs, keyring: Keyring | None
 ) -> tuple[Endpoints, dict[Lane, zmq.Socket[bytes]]]:
     """Bind a ROUTER a lane: control on ``port``, data and bulk on the next two; all on free ports if ``port`` is 0.
 
@@ -46,7 +47,7 @@ def bind_lanes(
     try:
         for lane in Lane:
             raw = bound[lane] = context.socket(zmq.ROUTER)
-            knobs.apply_receiving(raw, lane)
+            knobs.apply_receiving(raw, lane, keyring)
             _bind(raw, host, port + lane if port else 0, lane)
         ports = [_bound_port(raw) for raw in bound.values()]
     except BaseException:

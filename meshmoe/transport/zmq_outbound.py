@@ -40,6 +40,7 @@ class OutboundLane:
         raw: zmq.Socket[bytes],
         monitor: zmq.Socket[bytes],
         address: str,
+        peer_key: bytes | None = None,
         *,
         peer: NodeId,
         lane: Lane,
@@ -54,6 +55,7 @@ class OutboundLane:
             raw: A DEALER with all its options set; owned from here on.
             monitor: Tells `MONITORED` events of ``raw``; owned from here on.
             address: Where to connect, as ZeroMQ writes it.
+            peer_key: The key that must answer there; None in the clear.
             peer: For error messages.
             lane: For error messages.
             limits: Of the queue and of frames.
@@ -62,6 +64,7 @@ class OutboundLane:
             on_lost: Called when an established connection breaks.
         """
         self.address = address
+        self.peer_key = peer_key
         self._where = f"{peer} ({lane.name.lower()} lane)"
         self._stats = stats
         self._nursery = nursery
@@ -71,6 +74,7 @@ class OutboundLane:
         self._writing = False
         self._writer_scope = trio.CancelScope()
         self._lost = False
+        self.connected = False
         self._socket = ZmqSocket(raw)
         self._monitor = ZmqSocket(monitor)
         raw.connect(address)
@@ -136,18 +140,17 @@ class OutboundLane:
                 self._start_writing()
 
     async def _watch(self) -> None:
-        established = False
         try:
             while True:
                 event = _monitor_event(await self._monitor.recv())
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    established = True
+                    self.connected = True
                     self._lost = False
-                elif established:
-                    established = False
+                elif self.connected:
+                    self.connected = False
                     self._connection_lost()
         except trio.ClosedResourceError:
-            pass  # The lane was closed.
+            self.connected = False  # The lane was closed.
 
     def _connection_lost(self) -> None:
         self._lost = True

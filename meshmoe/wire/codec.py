@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgpack
 import msgspec
 
+from meshmoe.admission.messages import ADMISSION_MESSAGES
 from meshmoe.core.errors import WireError
 from meshmoe.core.messages import Message
 from meshmoe.custody.messages import CUSTODY_MESSAGES
@@ -214,7 +215,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-CODEC = Codec((*RUNTIME_MESSAGES, *MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *CUSTODY_MESSAGES))
+CODEC = Codec((*RUNTIME_MESSAGES, *ADMISSION_MESSAGES, *MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *CUSTODY_MESSAGES))
 """Knows every message of a node."""
 
 encode = CODEC.encode

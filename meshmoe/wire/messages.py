@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from meshmoe.admission.messages import AdmissionRecord, Digest32, MeshSecret
 from meshmoe.core.endpoints import Endpoints
 from meshmoe.core.messages import (
     ByteCount,
@@ -28,6 +29,7 @@ from meshmoe.core.messages import (
     NodeName,
     ShortText,
 )
+from meshmoe.core.token import TokenId, WallClockS
 
 PROTOCOL_VERSION = 1
 """Grows with every change that an older node would misread; nodes of another version are refused by name."""
@@ -41,6 +43,14 @@ CHUNK_BYTES = 1 << 20
 Rows = Annotated[list[Annotated[int, Meta(ge=0, lt=ROWS_MAX)]], Meta(max_length=ROWS_MAX)]
 
 
+class JoinProof(msgspec.Struct, frozen=True, array_like=True):
+    """What a newcomer shows: by which token, and that it has the token's secret (`meshmoe.admission.proofs`)."""
+
+    token: TokenId
+    expires_s: WallClockS
+    proof: Digest32
+
+
 class Hello(Message, frozen=True, tag="hello"):
     """A node introduces itself, to join or to renew an acquaintance. Control lane."""
 
@@ -50,6 +60,8 @@ class Hello(Message, frozen=True, tag="hello"):
     software: ShortText
     model_digest: Digest | None = None
     """The model that the sender has files of; None when it will take the mesh's."""
+    proof: JoinProof | None = None
+    """Of a newcomer with a token; members need none."""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -63,14 +75,19 @@ class Welcome(Message, frozen=True, tag="welcome"):
     model_name: ShortText
     """Under which every node of the mesh lists the model."""
     manifest_bytes: ByteCount
+    admission: tuple[MeshSecret, AdmissionRecord] | None = None
+    """The mesh's secret, and the record of who answers; None in an insecure mesh."""
 
 
 class Refusal(Message, frozen=True, tag="refusal"):
-    """Answer to `Hello` that ends a join, with the reason in words for the person who tried. Control lane."""
+    """Answer to `Hello` that ends a join, with the reason in words for the person who tried. Control lane.
+
+    A member that is expelled gets one, too, unasked.
+    """
 
     node: NodeName
     generation: Generation
-    reason: Literal["other_model", "name_taken"]
+    reason: Literal["other_model", "name_taken", "not_admitted", "expelled"]
     text: ShortText
 
 

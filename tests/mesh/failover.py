@@ -96,7 +96,7 @@ async def start(mesh: LocalMesh, shares: dict[str, str]) -> None:
         mesh.add(name, "--capacity", share, "--threads", "1")
     first, *others = shares
     mesh.nodes[first].start()
-    address = await mesh.address(first)
+    address = await mesh.join_word(first)
     for name in others:
         mesh.nodes[name].start("--peer", address)
     await mesh.wait_serving(*shares)
@@ -114,7 +114,7 @@ async def run_case(case: str, tokens: int, expected: list[list[int]]) -> Outcome
             staying = [node for node in mesh.nodes.values() if node is not victim]
 
             async def fault() -> None:
-                address = await mesh.address("ant")
+                address = await mesh.join_word("ant")
                 if case == "join":
                     newcomer = mesh.add("dog", "--capacity", "60%", "--threads", "1")
                     newcomer.start("--peer", address)

@@ -33,7 +33,7 @@ def mesh(tmp_path_factory):
                 nodes.add(name, "--capacity", "100%" if name == "alone" else "45%", "--threads", "1")
             nodes.nodes["attic"].start()
             nodes.nodes["alone"].start()
-            address = await nodes.address("attic")
+            address = await nodes.join_word("attic")
             for name in NAMES[1:]:
                 nodes.nodes[name].start("--peer", address)
             await nodes.wait_serving(*NAMES)

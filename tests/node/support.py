@@ -12,6 +12,7 @@ import trio
 
 from meshmoe.core.config import Capacity
 from meshmoe.core.ids import NodeId
+from meshmoe.core.token import parse_peer
 from meshmoe.engine.engine import open_engine
 from meshmoe.engine.model import load_moe_model
 from meshmoe.engine.pool import ExpertPool
@@ -55,8 +56,7 @@ class TestMesh:
     async def add(self, name: str, model: Path | None, share: float, **changes) -> Node:
         """Start a node and wait until it serves (whether or not the mesh covers the model)."""
         if self.nodes and "peers" not in changes:
-            endpoints = self.nodes[0].parts.endpoints
-            changes["peers"] = (((endpoints.host, endpoints.control_port),),)
+            changes["peers"] = (parse_peer(self.nodes[0].join_word()),)
         node = Node(settings(self.directory, name, model, share, **changes))
         self._nursery.start_soon(node.run, name=name)
         with trio.fail_after(READY_TIMEOUT_S):

@@ -39,6 +39,7 @@ from meshmoe.api.server import serve_api
 from meshmoe.cli.main import cli
 from meshmoe.core.errors import PeerError
 from meshmoe.core.ids import NodeId
+from meshmoe.core.token import JoinToken, Ticket, parse_peer
 from meshmoe.model.tiny import byte_tokenizer, make_tiny_checkpoint
 from meshmoe.node import joining
 from meshmoe.node.node import Node
@@ -94,6 +95,7 @@ class Mesh:
     directory: Path
     model: Path
     address: str = ""
+    word: str = ""
     socket_path: Path = Path()
     nodes: list[Node] = field(default_factory=list)
     problem: BaseException | None = None
@@ -115,7 +117,8 @@ class Mesh:
             assert first.parts is not None
             endpoints = first.parts.endpoints
             self.address = endpoints.address()
-            await self._start(nursery, "second", (((endpoints.host, endpoints.control_port),),))
+            self.word = first.join_word()
+            await self._start(nursery, "second", (parse_peer(self.word),))
             self.socket_path = self.directory / "first.sock"
             await nursery.start(serve_api, first, self.socket_path)
             self.ready.set()
@@ -212,6 +215,11 @@ def ends_within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def word_for(port: int) -> str:
+    """A token that is right in form, for whatever listens there."""
+    return JoinToken([("127.0.0.1", port)], bytes(range(32)), Ticket(bytes(8), 0, bytes(16))).encode()
+
+
 def the_line(stderr: str, exit_code: int | None, expected_code: int) -> str:
     """The one line that says what went wrong; log lines and steps may stand before it."""
     assert exit_code == expected_code, stderr
@@ -232,7 +240,7 @@ def the_line(stderr: str, exit_code: int | None, expected_code: int) -> str:
         (["--peer", "192.168.1.20"], "--peer: '192.168.1.20' is not an address: write it like 192.168.1.20:9700"),
         (["--peer", "box:99999"], "--peer: port 99999 is out of range: use 1 to 65535"),
         (["--peer", "fd00::1:7337"], "--peer: 'fd00::1:7337' is not an address"),
-        (["--peer", "mm1-AAAA"], "--peer: 'mm1-AAAA' is not a join token: copy the whole word"),
+        (["--peer", "mm1-AAAA"], "--peer: 'mm1-AAAA'... is not a join token: copy the whole word"),
         (["--capacity", "much"], "capacity 'much': write a size like 400MiB or a share of the experts like 40%"),
         (["--capacity", "lots%"], "'lots%' is not"),
         (["--name", "Kitchen PC"], "node name 'Kitchen PC' is not usable: start with a-z or 0-9"),
@@ -416,16 +424,24 @@ def test_something_else_listens_there(fails: Fails, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(joining, "ANSWER_TIMEOUT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        line = fails("--peer", f"127.0.0.1:{port}", code=5)
+        line = fails("--peer", word_for(port), code=5)
     assert line.startswith(f"cannot join: 127.0.0.1:{port} takes connections, but no node answered within 1 s: is it")
+
+
+def test_an_address_without_a_token(fails: Fails, mesh: Mesh) -> None:
+    line = fails("--peer", mesh.address, code=5)
+    assert line == (
+        f"cannot join: {mesh.address}: an address alone does not let this node in: run `meshmoe token new` on a member "
+        "and give the word that it prints with --peer"
+    )
 
 
 def test_the_port_of_another_lane(fails: Fails, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "ANSWER_TIMEOUT_S", 1.0)
     parts = mesh.nodes[0].parts
     assert parts is not None
-    line = fails("--peer", f"127.0.0.1:{parts.endpoints.data_port}", code=5)
-    assert "is it the node's control port" in line
+    line = fails("--peer", word_for(parts.endpoints.data_port), code=5)
+    assert "is it the control port of a node" in line
 
 
 def test_joining_itself(fails: Fails) -> None:
@@ -458,7 +474,7 @@ def test_a_model_that_cannot_be_fetched(fails: Fails, mesh: Mesh, monkeypatch: p
         raise PeerError("trunk could not be fetched from any peer: first does not have trunk")
 
     monkeypatch.setattr(UnitClient, "fetch", lacks)
-    line = fails("--peer", mesh.address, code=5)
+    line = fails("--peer", mesh.word, code=5)
     assert line == (
         "cannot get the model of the mesh: trunk could not be fetched from any peer: first does not have trunk; "
         "start this node again to go on"
@@ -466,7 +482,7 @@ def test_a_model_that_cannot_be_fetched(fails: Fails, mesh: Mesh, monkeypatch: p
 
 
 def test_another_model(fails: Fails, models: Models, mesh: Mesh) -> None:
-    line = fails("--model", models.other, "--peer", mesh.address, code=5)
+    line = fails("--model", models.other, "--peer", mesh.word, code=5)
     assert re.fullmatch(
         rf"{mesh.address} refused: this mesh serves model [0-9a-f]{{12}}, you brought [0-9a-f]{{12}}: "
         r"join without --model to take the mesh's, or start a mesh of your own",
@@ -476,19 +492,19 @@ def test_another_model(fails: Fails, models: Models, mesh: Mesh) -> None:
 
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_a_name_that_is_taken(fails: Fails, models: Models, mesh: Mesh, name: str) -> None:
-    line = fails("--model", models.good, "--peer", mesh.address, "--name", name, code=5)
+    line = fails("--model", models.good, "--peer", mesh.word, "--name", name, code=5)
     assert line == f"{mesh.address} refused: a node named {name} is in the mesh already: choose another with --name"
     assert mesh.others_of_first()["second"] == "alive"
 
 
 def test_capacity_too_small_in_a_mesh(fails: Fails, models: Models, mesh: Mesh) -> None:
-    line = fails("--peer", mesh.address, "--model", models.good, "--capacity", "1KiB", code=4)
+    line = fails("--peer", mesh.word, "--model", models.good, "--capacity", "1KiB", code=4)
     assert "is too small for one expert" in line
 
 
 def test_a_state_directory_that_is_a_file(fails: Fails, mesh: Mesh, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("precious")
-    line = fails("--peer", mesh.address, "--state", tmp_path / "notes", code=3)
+    line = fails("--peer", mesh.word, "--state", tmp_path / "notes", code=2)
     assert str(tmp_path / "notes") in line
     assert (tmp_path / "notes").read_text() == "precious"
 

@@ -68,7 +68,8 @@ def strategy_of(info: inspect.Type) -> st.SearchStrategy[Any]:
                 max_size=min(info.max_length or 20, 20),
             )
         case inspect.BytesType():
-            return st.binary(min_size=info.min_length or 0, max_size=min(info.max_length or 20, 20))
+            least = info.min_length or 0
+            return st.binary(min_size=least, max_size=max(least, min(info.max_length or 20, 20)))
         case inspect.BoolType():
             return st.booleans()
         case inspect.NoneType():
