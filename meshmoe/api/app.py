@@ -16,13 +16,17 @@ from meshmoe.api.completions import completions
 from meshmoe.api.errors import error_response
 from meshmoe.api.gate import Gate
 from meshmoe.api.keeping import expel, one_token, rotate, tokens
-from meshmoe.api.mesh import health, list_models, mesh_leave, mesh_status, one_model
+from meshmoe.api.mesh import health, list_models, mesh_leave, one_model
+from meshmoe.api.metrics import metrics
 from meshmoe.api.prompts import PromptEncoder
 from meshmoe.api.service import ModelService
+from meshmoe.api.status_feed import StatusFeed
+from meshmoe.api.status_stream import mesh_events, mesh_history, mesh_status
 from meshmoe.core.errors import RequestError
 
 _ROUTES = [
     Route("/health", health),
+    Route("/metrics", metrics),
     Route("/v1/models", list_models),
     Route("/v1/models/{name:path}", one_model),
     Route("/v1/completions", completions, methods=["POST"]),
@@ -32,15 +36,18 @@ _ROUTES = [
     Route("/mesh/tokens/{id}", one_token, methods=["DELETE"]),
     Route("/mesh/rotate", rotate, methods=["POST"]),
     Route("/mesh/expel", expel, methods=["POST"]),
+    Route("/mesh/events", mesh_events),
+    Route("/mesh/history", mesh_history),
     Route("/mesh/leave", mesh_leave, methods=["POST"]),
 ]
 
 
-def build_app(service: ModelService, stopping: trio.Event, api_key: str | None = None) -> ASGIApp:
+def build_app(service: ModelService, feed: StatusFeed, stopping: trio.Event, api_key: str | None = None) -> ASGIApp:
     """The ASGI application of one node.
 
     Args:
         service: The node.
+        feed: Its statuses; the caller runs it.
         stopping: Set when the node stops; answers under way then end with an error.
         api_key: What requests over TCP must bring, if anything.
     """
@@ -50,6 +57,7 @@ def build_app(service: ModelService, stopping: trio.Event, api_key: str | None =
     )
     app.router.redirect_slashes = False
     app.state.service = service
+    app.state.feed = feed
     app.state.stopping = stopping
     app.state.encoder = PromptEncoder(service)
     return Gate(app, api_key)

@@ -21,7 +21,7 @@ from meshmoe.api.report import GenerationReport
 from meshmoe.api.watch import watching
 from meshmoe.engine.request import FinishEvent
 
-_HEADERS = [
+HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     # Asks a proxy in front (nginx has made this name common) not to hold the chunks back.
@@ -68,7 +68,7 @@ class EventStream:
         with trio.CancelScope(shield=True):
             if not self._started:
                 self._started = True
-                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
     def _chunks(self, ready: list[ChoiceEvent]) -> list[bytes]:

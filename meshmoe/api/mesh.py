@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import trio
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -47,16 +46,6 @@ async def health(request: Request) -> JsonResponse:
     except MeshmoeError as error:
         return JsonResponse({"status": "unavailable", "reason": str(error)}, status_code=503)
     return JsonResponse({"status": "ok", "reason": ""})
-
-
-async def mesh_status(request: Request) -> JsonResponse:
-    """Answer ``GET /mesh/status``."""
-    service: ModelService = request.app.state.service
-    status = service.status()
-    if request.scope["state"]["over_tcp"]:
-        # The join command has a token in it; whoever can open a loopback port need not be this user.
-        status = msgspec.structs.replace(status, join_command="")
-    return JsonResponse(status)
 
 
 async def mesh_leave(request: Request) -> ASGIApp:

@@ -23,6 +23,7 @@ from meshmoe.api.connection import Connection
 from meshmoe.api.http1 import Http1Server
 from meshmoe.api.loopback import listen_http
 from meshmoe.api.service import ModelService
+from meshmoe.api.status_feed import StatusFeed
 from meshmoe.api.unix_socket import listening_unix_socket
 
 CONNECTIONS_MAX = 512
@@ -77,6 +78,7 @@ async def serve_api(
         server = _Server(service, api_key)
         async with trio.open_nursery() as nursery:
             handlers = await nursery.start(server.host_handlers)
+            nursery.start_soon(server.feed.run)
             try:
                 task_status.started(ApiAddresses(socket_path, http_address))
                 await trio.serve_listeners(server.handle, listeners, handler_nursery=handlers)
@@ -89,7 +91,9 @@ class _Server:
 
     def __init__(self, service: ModelService, api_key: str | None) -> None:
         self.stopping = trio.Event()
-        self._app = ASGIWrapper(build_app(service, self.stopping, api_key))  # type: ignore[arg-type]  # says Any for messages, means it
+        self.feed = StatusFeed(service)
+        app = build_app(service, self.feed, self.stopping, api_key)
+        self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # says Any for messages, means it
         self._config = _config()
         self._context = WorkerContext(None)
         self._connections: set[Connection] = set()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from meshmoe.engine.request import GenerationEvent, GenerationRequest
+from meshmoe.node.history import HistorySample
 from meshmoe.node.mesh_keeper import MeshKeeper
+from meshmoe.node.meters import Meters
 from meshmoe.node.status import LeaveProgress, NodeStatus
 
 
@@ -61,6 +63,14 @@ class ModelService(Protocol):
         Raises:
             RequestError: The mesh is insecure, or this node belongs to none yet.
         """
+        ...
+
+    def meters(self) -> Meters:
+        """What this node's requests took since its start; grows."""
+        ...
+
+    def history(self) -> Sequence[HistorySample]:
+        """How it went lately, oldest first."""
         ...
 
     def leave(self) -> AbstractAsyncContextManager[AsyncIterator[LeaveProgress]]:

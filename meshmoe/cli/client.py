@@ -83,6 +83,21 @@ class NodeClient:
                 yield event
         raise NoNodeError(f"the node at {self._path} broke its answer off")
 
+    def events(self, path: str) -> Iterator[tuple[str, Any]]:
+        """Follow the server-sent events of ``GET path``: the name of each, and its data.
+
+        Raises:
+            MeshmoeError: There is no node, it answers with an error, is silent for long, or goes.
+        """
+        name = ""
+        with self._answer("GET", path, None, STATUS_S_MAX) as response:
+            for line in self._lines(response):
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    yield name, msgspec.json.decode(line.removeprefix("data: "))
+        raise NoNodeError(f"the node at {self._path} has stopped")
+
     @contextmanager
     def _answer(
         self, method: str, path: str, body: bytes | None, timeout_s: float | None

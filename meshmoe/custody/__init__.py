@@ -42,6 +42,7 @@ from meshmoe.custody.events import (
 )
 from meshmoe.custody.machine import CustodyMachine
 from meshmoe.custody.messages import CUSTODY_MESSAGES
+from meshmoe.custody.migration import Donation, Reception
 from meshmoe.custody.slots import SlotPlan, plan_slots, succession
 from meshmoe.custody.state import CustodyState, check_state, decode_state, next_generation
 from meshmoe.custody.throttle import TokenBucket, next_rate
@@ -58,6 +59,7 @@ __all__ = [
     "CustodyEvent",
     "CustodyMachine",
     "CustodyState",
+    "Donation",
     "Drop",
     "Dropped",
     "Found",
@@ -74,6 +76,7 @@ __all__ = [
     "Persist",
     "PieceArrived",
     "PieceFailed",
+    "Reception",
     "Released",
     "RequestPiece",
     "SetCapacity",

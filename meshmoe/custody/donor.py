@@ -43,6 +43,10 @@ class Donors:
     def __len__(self) -> int:
         return len(self._donations)
 
+    def under_way(self) -> list[Donation]:
+        """All of them."""
+        return list(self._donations.values())
+
     def promised_bytes(self, peer: NodeId) -> int:
         """What ``peer`` has to find room for on our account."""
         before_claim = (DonorState.OFFERED, DonorState.SERVING)

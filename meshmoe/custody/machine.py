@@ -59,6 +59,7 @@ from meshmoe.custody.messages import (
     MigrationRefused,
     MigrationReserved,
 )
+from meshmoe.custody.migration import Donation, Reception
 from meshmoe.custody.questions import Questions
 from meshmoe.custody.receiver import Receivers
 from meshmoe.custody.rule import CustodyRule
@@ -134,6 +135,11 @@ class CustodyMachine:
     def migrations(self) -> int:
         """Migrations under way, given and taken."""
         return len(self._donors) + len(self._receivers)
+
+    @property
+    def under_way(self) -> list[Donation | Reception]:
+        """The migrations themselves, for whoever shows them."""
+        return [*self._donors.under_way(), *self._receivers.under_way()]
 
     @property
     def intakes(self) -> int:

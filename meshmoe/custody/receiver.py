@@ -43,6 +43,10 @@ class Receivers:
     def __len__(self) -> int:
         return len(self._receptions)
 
+    def under_way(self) -> list[Reception]:
+        """All of them."""
+        return list(self._receptions.values())
+
     def offered(self, peer: NodeId, generation: int, message: MigrationOffer) -> None:
         """A donor offers, for the first time or again."""
         desk = self._desk

@@ -90,7 +90,8 @@ class CustodyDriver:
         self.lost: set[ExpertId] = set()
         self.leave_progress = LeaveProgress(0, 0)
         self.leave_finished: LeaveFinished | None = None
-        self.migrations: deque[MigrationEnded] = deque(maxlen=MIGRATIONS_KEPT)
+        self.migrations: deque[tuple[float, MigrationEnded]] = deque(maxlen=MIGRATIONS_KEPT)
+        """Ended ones with the time, seconds of `now_s`, the latest last."""
         self.counts: Counter[str] = Counter()
         for message_type in CUSTODY_MESSAGES:
             messenger.on(message_type, self._received)
@@ -233,7 +234,7 @@ class CustodyDriver:
                 logger.info("expert %s can be had again", expert)
             case MigrationEnded(expert=expert, peer=peer, outcome=outcome, reason=reason):
                 self.counts[f"migrations_{outcome}"] += 1
-                self.migrations.append(effect)
+                self.migrations.append((now_s(), effect))
                 logger.info("migration of expert %s with %s: %s%s", expert, peer, outcome, reason and f" ({reason})")
 
     def _received(self, parcel: Parcel, decoded: Decoded) -> None:

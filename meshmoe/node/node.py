@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Any
@@ -35,9 +35,12 @@ from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.node.custody_driver import CustodyDriver, now_s
 from meshmoe.node.custody_file import CustodyFile
 from meshmoe.node.expert_client import cut
+from meshmoe.node.history import HistorySample
 from meshmoe.node.joining import Doorkeeper
+from meshmoe.node.link_news import LinkNews
 from meshmoe.node.measure import auto_capacity_bytes
 from meshmoe.node.mesh_keeper import MeshKeeper
+from meshmoe.node.meters import Meters
 from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_checkpoint
 from meshmoe.node.parts import Parts, wire_parts
 from meshmoe.node.reporting import NotReadyError, join_command, node_status, own_addresses, readiness_problem
@@ -92,6 +95,7 @@ class Node:
         self._stop = trio.Event()
         self._failure: MeshmoeError | None = None
         self._nursery: trio.Nursery | None = None
+        self._link_news: LinkNews | None = None
         self._rng = Random(settings.seed)
         self.security: Security | None = None
 
@@ -117,6 +121,7 @@ class Node:
             if parts.admission is not None:
                 parts.admission.on_expelled = self._expelled
             self.parts = parts
+            self._link_news = LinkNews(parts.membership.machine, parts.mesh.rates)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(parts.run)
@@ -138,6 +143,7 @@ class Node:
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(parts.custody.run)
+                nursery.start_soon(self.serving.keep_history)
                 nursery.start_soon(self._greet_again, parts, self.model_source.manifest.model_digest)
                 await self._stop.wait()
                 await self.before_stop()  # clients of open streams are told before the engine goes away under them
@@ -318,7 +324,9 @@ class Node:
             parts.gossip.publish(info)
             return
         queue = engine.stats().peer_calls
-        parts.gossip.publish(info, Load(pool.free_bytes, pool.used_bytes, queue_calls=queue))
+        links = self._link_news.of(parts.membership.present()) if self._link_news is not None else None
+        load = Load(pool.free_bytes, pool.used_bytes, queue_calls=queue)
+        parts.gossip.publish(info, load, *([links] if links is not None else []))
         parts.gossip.publish_holdings(pool.experts())
 
     async def _publish_regularly(self) -> None:
@@ -395,6 +403,14 @@ class Node:
         if self.parts is None or self.parts.admission is None or self.parts.admission.security.roll is None:
             raise NotReadyError(f"node {self.settings.node} is {self.phase}: try again in a moment")
         return MeshKeeper(self.parts.admission, own_addresses(self, self.parts))
+
+    def meters(self) -> Meters:
+        """What this node's requests took since its start; grows."""
+        return self.serving.meters
+
+    def history(self) -> Sequence[HistorySample]:
+        """How it went lately, oldest first."""
+        return self.serving.history.samples
 
     @asynccontextmanager
     async def leave(self) -> AsyncIterator[AsyncIterator[LeaveProgress]]:

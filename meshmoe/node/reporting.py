@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING
 from meshmoe import __version__
 from meshmoe.core.errors import CapacityError, MeshmoeError, OverloadedError
 from meshmoe.core.units import format_size
-from meshmoe.membership import Member, MemberState
 from meshmoe.node.addresses import lan_addresses
 from meshmoe.node.measure import rss_bytes
-from meshmoe.node.status import CoverageStatus, CustodyStatus, ModelStatus, NodeStatus, PeerStatus, TransferStatus
+from meshmoe.node.reporting_custody import custody_status, migrations_ended, migrations_under_way, transfers
+from meshmoe.node.reporting_mesh import coverage_status, link_statuses, peer_statuses
+from meshmoe.node.status import ModelStatus, NodeStatus
 
 if TYPE_CHECKING:
     from meshmoe.node.node import Node
     from meshmoe.node.parts import Parts
-
-
-LOST_SHOWN_MAX = 64
-"""Names of lost experts in the status; all of them are counted."""
 
 
 class NotReadyError(OverloadedError):
@@ -67,17 +64,20 @@ def node_status(node: Node) -> NodeStatus:
         phase=node.phase,
         rss_bytes=rss_bytes(),
         model=_model(node),
-        peers=_peers(node, parts) if parts else [],
-        coverage=_coverage(node, parts) if parts else None,
+        peers=peer_statuses(node, parts) if parts else [],
+        coverage=coverage_status(node, parts) if parts else None,
         serving=node.serving.status(problem is None, str(problem or ""), served, hedging),
-        transfers=_transfers(node),
+        transfers=transfers(node),
         experts_wanted=len(parts.custody.wanted) if parts else 0,
-        custody=_custody(parts) if parts else None,
-        loop_late_p99_ms=round(1e3 * parts.membership.loop_late_p99_s(), 3) if parts else 0.0,
+        custody=custody_status(parts) if parts else None,
         join_command=join_command(node, parts) if parts else "",
         faults=dict(parts.messenger.faults) if parts else {},
         secured=not node.settings.insecure,
         members=len(node.security.roll.records) if node.security is not None and node.security.roll is not None else 0,
+        links=link_statuses(parts) if parts else [],
+        migrations=migrations_under_way(parts) if parts else [],
+        migrations_ended=migrations_ended(parts) if parts else [],
+        loop_late_p99_ms=round(1e3 * parts.membership.loop_late_p99_s(), 3) if parts else 0.0,
     )
 
 
@@ -115,99 +115,3 @@ def _model(node: Node) -> ModelStatus | None:
         trunk_bytes=source.trunk_bytes,
         context_tokens=source.context_length,
     )
-
-
-def _peers(node: Node, parts: Parts) -> list[PeerStatus]:
-    pool = node.pool
-    me = PeerStatus(
-        node=node.settings.node,
-        state="joining" if pool is None else "alive",
-        is_self=True,
-        address=parts.endpoints.address(),
-        capacity_bytes=pool.capacity_bytes if pool is not None else 0,
-        held_bytes=pool.used_bytes if pool is not None else 0,
-        experts_held=len(pool.experts()) if pool is not None else 0,
-        software=__version__,
-    )
-    members = parts.membership.machine.members
-    return [me, *(_peer(parts, members[name]) for name in sorted(members))]
-
-
-def _peer(parts: Parts, member: Member) -> PeerStatus:
-    name = member.node
-    view = parts.gossip.view.nodes.get(name)
-    info, load = (view.info, view.load) if view is not None else (None, None)
-    rtt = parts.membership.machine.rtt(name)
-    traffic = parts.messenger.transport.stats(name)
-    state = member.state.name.lower()
-    if member.state is MemberState.ALIVE and (info is None or info.state != "serving"):
-        state = "leaving" if info is not None and info.state == "leaving" else "joining"
-    return PeerStatus(
-        node=name,
-        state=state,
-        is_self=False,
-        address=member.endpoints.address(),
-        capacity_bytes=info.capacity_bytes if info else 0,
-        held_bytes=load.expert_bytes_held if load else 0,
-        experts_held=sum(byte.bit_count() for bitmap in view.holdings.values() for byte in bitmap) if view else 0,
-        rtt_ms=round(rtt.median_ms, 3) if rtt else None,
-        rate_bytes_per_s=parts.mesh.rates.bytes_per_s(name),
-        sent_bytes=traffic.sent_bytes,
-        received_bytes=traffic.received_bytes,
-        expert_calls=parts.expert_client.calls_by_peer[name],
-        software=info.software if info else "",
-    )
-
-
-def _coverage(node: Node, parts: Parts) -> CoverageStatus | None:
-    machine = parts.custody.machine
-    if machine is None or node.pool is None or node.model is None:
-        return None
-    view = parts.gossip.view
-    place = {name: i for i, name in enumerate([node.settings.node, *sorted(parts.membership.machine.members)])}
-    by_layer: list[list[list[int]]] = []
-    for expert in sorted(node.model.experts):
-        holders = {place[name] for name in view.holders(expert) if name in place}
-        if expert in node.pool:
-            holders.add(0)
-        while len(by_layer) <= expert.layer:
-            by_layer.append([])
-        by_layer[expert.layer].append(sorted(holders))
-    counts = [len(holders) for layer in by_layer for holders in layer]
-    covered = sum(count > 0 for count in counts)
-    return CoverageStatus(
-        covered=covered,
-        total=len(counts),
-        replicas_mean=sum(counts) / covered if covered else 0.0,
-        missing_bytes=machine.missing_bytes,
-        holder_map_digest=view.holder_digest().hex(),
-        holders_by_layer=by_layer,
-    )
-
-
-def _custody(parts: Parts) -> CustodyStatus | None:
-    custody = parts.custody
-    if custody.machine is None:
-        return None
-    return CustodyStatus(
-        experts=len(custody.machine.custody),
-        intakes=custody.machine.intakes,
-        migrations=custody.machine.migrations,
-        lost=[str(expert) for expert in sorted(custody.lost)[:LOST_SHOWN_MAX]],
-        lost_total=len(custody.lost),
-        given=custody.counts["migrations_given"],
-        taken=custody.counts["migrations_taken"],
-    )
-
-
-def _transfers(node: Node) -> list[TransferStatus]:
-    found = []
-    if node.progress is not None and node.phase == "loading":
-        what, done, total = node.progress
-        found.append(TransferStatus(what=what, source="disk", done_bytes=done, total_bytes=total))
-    if node.parts is not None:
-        found += [
-            TransferStatus(what=str(t.unit), source=t.peer, done_bytes=t.done_bytes, total_bytes=t.total_bytes)
-            for t in node.parts.unit_client.transfers.values()
-        ]
-    return found

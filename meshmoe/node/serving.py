@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import perf_counter
 
 import trio
 
@@ -12,7 +13,9 @@ from meshmoe.core.errors import MeshmoeError
 from meshmoe.engine.engine import Engine
 from meshmoe.engine.request import FinishEvent, GenerationEvent, GenerationRequest, GenerationStats
 from meshmoe.node.hedging import Hedging
-from meshmoe.node.status import ServingStatus
+from meshmoe.node.history import SAMPLE_INTERVAL_S, History
+from meshmoe.node.meters import Meters
+from meshmoe.node.status import LatencyStatus, ServingStatus
 
 _RECENT = 64
 """Finished requests that the rates are taken over."""
@@ -27,6 +30,8 @@ class Serving:
         self.failed = 0
         self.cancelled = 0
         self.completion_tokens = 0
+        self.meters = Meters()
+        self.history = History()
         self._recent: deque[GenerationStats] = deque(maxlen=_RECENT)
         self._open = 0
         self._idle = trio.Event()
@@ -42,6 +47,7 @@ class Serving:
             request: What to continue.
             require_ready: Raises what stands against serving now.
         """
+        arrived_s = perf_counter()
         require_ready()
         assert self.engine is not None
         outcome = "cancelled"
@@ -53,11 +59,17 @@ class Serving:
 
                 async def watched() -> AsyncIterator[GenerationEvent]:
                     nonlocal outcome
+                    meter, since_s = self.meters.first_token, arrived_s
                     async for event in events:
                         if isinstance(event, FinishEvent):
                             outcome = "finished"
                             self._recent.append(event.stats)
                             self.completion_tokens += event.stats.completion_tokens
+                            self.meters.add(event.stats)
+                        else:
+                            now_s = perf_counter()
+                            meter.observe(now_s - since_s)
+                            meter, since_s = self.meters.between_tokens, now_s
                         yield event
 
                 yield watched()
@@ -92,7 +104,28 @@ class Serving:
             expert_calls_served=calls_served,
             hedges=hedging.calls if hedging is not None else 0,
             hedges_won=hedging.won if hedging is not None else 0,
+            tokens_per_s_now=round(stats.tokens_per_s, 3) if stats else 0.0,
+            busy=round(stats.busy, 3) if stats else 0.0,
+            latency=self._latency(),
         )
+
+    def _latency(self) -> LatencyStatus:
+        first = self.meters.first_token.percentiles_s(0.5, 0.99)
+        between = self.meters.between_tokens.percentiles_s(0.5, 0.99)
+        return LatencyStatus(
+            **{
+                f"{name}_p{share}": None if seconds is None else round(seconds * 1000, 3)
+                for name, pair in (("first_token_ms", first), ("token_ms", between))
+                for share, seconds in zip((50, 99), pair, strict=True)
+            }
+        )
+
+    async def keep_history(self) -> None:
+        """Take samples until cancelled."""
+        while True:
+            await trio.sleep(SAMPLE_INTERVAL_S)
+            written = self.engine.stats().tokens_written if self.engine is not None else 0
+            self.history.sample(self.meters.totals, written)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until no request of this node is active, or time is up."""

@@ -28,6 +28,7 @@ class PeerStatus(msgspec.Struct, kw_only=True):
         received_bytes: Bytes received from it since then.
         expert_calls: (token, expert) pairs that it computed for this node.
         software: Its meshmoe version.
+        expert_call_us: Time that it takes to compute one expert for one token, as it tells; 0 if it does not.
     """
 
     node: str
@@ -43,6 +44,21 @@ class PeerStatus(msgspec.Struct, kw_only=True):
     received_bytes: int = 0
     expert_calls: int = 0
     software: str = ""
+    expert_call_us: int = 0
+
+
+class LinkStatus(msgspec.Struct, kw_only=True):
+    """A link between two nodes of the mesh, as either of them has measured it last.
+
+    Attributes:
+        nodes: The two names, in order.
+        rtt_ms: Median round trip of probes.
+        rate_bytes_per_s: Bandwidth, from real transfers; None before the first.
+    """
+
+    nodes: tuple[str, str]
+    rtt_ms: float | None = None
+    rate_bytes_per_s: float | None = None
 
 
 class ModelStatus(msgspec.Struct, kw_only=True):
@@ -91,6 +107,22 @@ class CoverageStatus(msgspec.Struct, kw_only=True):
     holders_by_layer: list[list[list[int]]] = []
 
 
+class LatencyStatus(msgspec.Struct, kw_only=True):
+    """What this node's own clients wait for, over the last 1,024 of each; None before the first.
+
+    Attributes:
+        first_token_ms_p50: From the arrival of a request to its first token, median.
+        first_token_ms_p99: The same, 99th percentile.
+        token_ms_p50: From one token of a request to its next, median.
+        token_ms_p99: The same, 99th percentile.
+    """
+
+    first_token_ms_p50: float | None = None
+    first_token_ms_p99: float | None = None
+    token_ms_p50: float | None = None
+    token_ms_p99: float | None = None
+
+
 class ServingStatus(msgspec.Struct, kw_only=True):
     """This node's own requests since it started, unless said otherwise.
 
@@ -109,6 +141,9 @@ class ServingStatus(msgspec.Struct, kw_only=True):
         expert_calls_served: (token, expert) pairs computed here for other nodes.
         hedges: Late decode calls that were sent to a second holder, too (``meshmoe join --hedge``).
         hedges_won: Those that the second holder answered first.
+        tokens_per_s_now: Tokens a second that this node writes, all requests together, over the last ten seconds.
+        busy: Share of that time in which the compute thread computed.
+        latency: What clients wait for.
     """
 
     ready: bool
@@ -125,6 +160,9 @@ class ServingStatus(msgspec.Struct, kw_only=True):
     expert_calls_served: int = 0
     hedges: int = 0
     hedges_won: int = 0
+    tokens_per_s_now: float = 0.0
+    busy: float = 0.0
+    latency: LatencyStatus = msgspec.field(default_factory=LatencyStatus)
 
 
 class CustodyStatus(msgspec.Struct, kw_only=True):
@@ -147,6 +185,45 @@ class CustodyStatus(msgspec.Struct, kw_only=True):
     lost_total: int
     given: int = 0
     taken: int = 0
+
+
+class MigrationStatus(msgspec.Struct, kw_only=True):
+    """A migration under way at this node.
+
+    Attributes:
+        expert: ``layer/index``.
+        peer: The other end.
+        direction: ``giving`` or ``taking``.
+        state: ``offered``, ``serving``, ``confirming``, ``draining`` at the donor, ``fetching``, ``claimed`` at the
+            receiver; see `meshmoe.custody.migration`.
+        done_bytes: Received so far; 0 at the donor, which does not know.
+        total_bytes: Of the expert.
+    """
+
+    expert: str
+    peer: str
+    direction: str
+    state: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class MigrationEndStatus(msgspec.Struct, kw_only=True):
+    """A migration of this node's that is over.
+
+    Attributes:
+        expert: ``layer/index``.
+        peer: The other end.
+        outcome: ``given`` or ``kept`` at the donor, ``taken`` or ``forgotten`` at the receiver.
+        reason: Why it was kept or forgotten; empty otherwise.
+        ago_s: Seconds since.
+    """
+
+    expert: str
+    peer: str
+    outcome: str
+    reason: str
+    ago_s: float
 
 
 class TransferStatus(msgspec.Struct, kw_only=True):
@@ -188,6 +265,9 @@ class NodeStatus(msgspec.Struct, kw_only=True):
         secured: Whether connections are encrypted and admission is by key; false only with ``--insecure``.
         members: Keys that belong to the mesh, those of nodes that are not here now included.
         faults: Counters of what went wrong: bad messages by kind, timeouts, retries.
+        links: Links of the mesh whose ends have measured them, this node's own included.
+        migrations: Under way at this node.
+        migrations_ended: The last 32, the latest first.
     """
 
     node: str
@@ -208,6 +288,9 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     loop_late_p99_ms: float = 0.0
     secured: bool = True
     members: int = 0
+    links: list[LinkStatus] = []
+    migrations: list[MigrationStatus] = []
+    migrations_ended: list[MigrationEndStatus] = []
     schema: int = SCHEMA
 
 

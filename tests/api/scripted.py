@@ -18,10 +18,16 @@ from meshmoe.engine.request import (
     TokenLogprob,
 )
 from meshmoe.model.bundled import bundled_model_dir
+from meshmoe.node.history import HistorySample
+from meshmoe.node.meters import Meters
 from meshmoe.node.status import (
     CoverageStatus,
     CustodyStatus,
+    LatencyStatus,
     LeaveProgress,
+    LinkStatus,
+    MigrationEndStatus,
+    MigrationStatus,
     ModelStatus,
     NodeStatus,
     PeerStatus,
@@ -61,6 +67,10 @@ class ScriptedService:
         self.on_left: Callable[[], None] | None = None
         self.leave_error: Exception | None = None
         self.chat_template: str | None = None
+        self.measured = Meters()
+        self.samples: list[HistorySample] = []
+        self.statuses = 0
+        self.faults = {"timeouts": 2, "retries": 0}
 
     @property
     def tokenizer(self) -> Any:
@@ -99,7 +109,14 @@ class ScriptedService:
         if self.on_left is not None:
             self.on_left()
 
+    def meters(self) -> Meters:
+        return self.measured
+
+    def history(self) -> list[HistorySample]:
+        return self.samples
+
     def status(self) -> NodeStatus:
+        self.statuses += 1
         return NodeStatus(
             node="a",
             generation=1,
@@ -153,12 +170,38 @@ class ScriptedService:
                 holder_map_digest="feedfacefeedface",
                 holders_by_layer=[[[0], [0], [1], [1]], [[0], [0], [1], []]],
             ),
-            serving=ServingStatus(ready=self.not_ready is None, reason=str(self.not_ready or ""), active=self.active),
+            serving=ServingStatus(
+                ready=self.not_ready is None,
+                reason=str(self.not_ready or ""),
+                active=self.active,
+                latency=LatencyStatus(
+                    first_token_ms_p50=12.5, first_token_ms_p99=250.0, token_ms_p50=3.25, token_ms_p99=9.5
+                ),
+            ),
             transfers=[TransferStatus(what="expert 1/3", source="b", done_bytes=1 << 20, total_bytes=2 << 20)],
             custody=CustodyStatus(experts=5, intakes=1, migrations=2, lost=["1/3"], lost_total=1, given=3, taken=4),
             experts_wanted=4,
             join_command="meshmoe join --peer 10.0.0.1:7337",
-            faults={"timeouts": 2, "retries": 0},
+            faults=dict(self.faults),
+            links=[LinkStatus(nodes=("a", "b-with-a-longer-name"), rtt_ms=1.25, rate_bytes_per_s=62_500_000)],
+            migrations=[
+                MigrationStatus(
+                    expert="1/2",
+                    peer="b-with-a-longer-name",
+                    direction="taking",
+                    state="fetching",
+                    done_bytes=1 << 20,
+                    total_bytes=4 << 20,
+                ),
+                MigrationStatus(expert="0/1", peer="b-with-a-longer-name", direction="giving", state="offered"),
+            ],
+            migrations_ended=[
+                MigrationEndStatus(expert="0/3", peer="b-with-a-longer-name", outcome="given", reason="", ago_s=75.0),
+                MigrationEndStatus(
+                    expert="1/1", peer="b-with-a-longer-name", outcome="kept", reason="no room", ago_s=99.0
+                ),
+            ],
+            loop_late_p99_ms=1.5,
         )
 
 

@@ -10,6 +10,7 @@ from click.testing import Result
 from rich.console import Console
 
 from meshmoe.cli import status_view
+from meshmoe.cli.status_tables import duration_words
 from meshmoe.cli.status_view import show_status
 from meshmoe.node.status import NodeStatus, ServingStatus
 from tests.api.scripted import ScriptedService
@@ -46,6 +47,16 @@ def test_in_a_pipe_everything_is_there(served: Served, invoke: Invoke) -> None:
         "expert 1/3",
         "50%",
         "faults  timeouts 2",
+        "first token 12.5 ms (p99 250 ms), each next 3.25 ms (p99 9.5 ms)",
+        "expert 1/2",
+        "from b-with-a-longer-name",
+        "fetching",
+        "25%",
+        "to b-with-a-longer-name",
+        "1 min 15 s ago",
+        "expert 0/3 given to b-with-a-longer-name",
+        "expert 1/1 kept, not given to b-with-a-longer-name",
+        "no room",
         "join from another box:  meshmoe join --peer 10.0.0.1:7337",
     ):
         assert words in result.stdout, words
@@ -97,4 +108,4 @@ def test_ranges() -> None:
     [(8.9, "8 s"), (65, "1 min 5 s"), (3 * 3600 + 125, "3 h 2 min"), (50 * 3600.0, "2 d 2 h")],
 )
 def test_uptime(uptime_s: float, text: str) -> None:
-    assert status_view._uptime(uptime_s) == text
+    assert duration_words(uptime_s) == text
