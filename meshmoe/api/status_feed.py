@@ -29,9 +29,10 @@ WATCHERS_MAX = 256
 
 
 class Watcher:
-    """Somebody who watches: a queue of one event."""
+    """Somebody who watches: a queue of one event; with the join command, which has a token, if it is private."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, private: bool) -> None:
+        self.private = private
         self._pending: bytes | None = None
         self._arrived = trio.Event()
 
@@ -73,20 +74,23 @@ class StatusFeed:
         return self._status
 
     @contextmanager
-    def watching(self) -> Iterator[Watcher]:
+    def watching(self, *, private: bool) -> Iterator[Watcher]:
         """Watch; the first event is a whole status.
+
+        Args:
+            private: Whether the watcher is this node's user.
 
         Raises:
             OverloadedError: Too many do.
         """
         if len(self._watchers) >= WATCHERS_MAX:
             raise OverloadedError(f"{WATCHERS_MAX} watch this node already: ask for GET /mesh/status now and then")
-        watcher = Watcher()
+        watcher = Watcher(private=private)
         if not self._watchers:
             self._shown = msgspec.to_builtins(without_token(self.status()))
             self._someone.set()
         # What the others were told last, so that the next patch fits everybody.
-        whole = _event("status", self._shown)
+        whole = self._whole(private=private)
         watcher.put(whole, whole)
         self._watchers.add(watcher)
         try:
@@ -108,11 +112,15 @@ class StatusFeed:
         now = msgspec.to_builtins(without_token(self.status()))
         patch, self._shown = _event("patch", merge_patch(self._shown, now)), now
         samples = self._new_samples()
-        whole: bytes | None = None
+        wholes: dict[bool, bytes] = {}
         for watcher in self._watchers:
-            if whole is None and watcher._pending is not None:
-                whole = _event("status", now)
-            watcher.put(samples + patch, whole or b"")
+            if watcher.private not in wholes and watcher._pending is not None:
+                wholes[watcher.private] = self._whole(private=watcher.private)
+            watcher.put(samples + patch, wholes.get(watcher.private, b""))
+
+    def _whole(self, *, private: bool) -> bytes:
+        shown = {**self._shown, "join_command": self.status().join_command} if private else self._shown
+        return _event("status", shown)
 
     def _new_samples(self) -> bytes:
         history = self._service.history()

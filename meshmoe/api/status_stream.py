@@ -40,7 +40,7 @@ class StatusStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write events until nobody wants them."""
-        with self._feed.watching() as watcher:
+        with self._feed.watching(private=not scope["state"]["over_tcp"]) as watcher:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             async with watching(self._client_gone, self._stopping) as watch:
                 while not self._stopping.is_set():

@@ -146,3 +146,20 @@ def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_api_key(file)
     with pytest.raises(ConfigError, match="cannot read it"):
         read_api_key(tmp_path / "none")
+
+
+def test_what_lets_others_into_the_mesh_is_for_the_socket_only(port: int) -> None:
+    """Whoever can open a loopback port need not be this user: no token, and no say in who belongs to the mesh."""
+    base = f"http://127.0.0.1:{port}"
+    assert httpx.get(f"{base}/mesh/status").json()["join_command"] == ""
+    with httpx.stream("GET", f"{base}/mesh/events") as response:
+        assert "mm1-" not in next(line for line in response.iter_lines() if line.startswith("data: "))
+    for method, path in (
+        ("GET", "/mesh/tokens"),
+        ("POST", "/mesh/tokens"),
+        ("DELETE", "/mesh/tokens/12"),
+        ("POST", "/mesh/rotate"),
+        ("POST", "/mesh/expel"),
+    ):
+        answer = httpx.request(method, base + path, json={"node": "b"} if path.endswith("expel") else None)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "socket_only"), path

@@ -109,7 +109,7 @@ async def _slow_watcher() -> list[bytes]:
     feed = StatusFeed(service)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feed.run)
-        with feed.watching() as slow, feed.watching() as quick:
+        with feed.watching(private=True) as slow, feed.watching(private=False) as quick:
             first = await slow.next()
             await quick.next()
             service.faults["timeouts"] = 3
