@@ -31,7 +31,7 @@ class CustodyConfig:
         ease_after_s: A node that is to fill a slot and has had no room for it so long gives another expert away, if
             somebody has room.
         intakes_max: Experts on their way in at once.
-        credit: Pieces requested ahead of each intake: 4 MiB in flight fill 500 Mbit/s at 60 ms.
+        credit: Pieces requested ahead, of all intakes together: 4 MiB in flight fill 500 Mbit/s at 60 ms.
         piece_bytes: Of one request; the wire allows no more than this.
         piece_timeout_s: A piece that has not come by then is asked for again.
         intake_tries: Pieces lost in a row, or units found damaged, before an intake is given up.

@@ -182,6 +182,8 @@ class Custodian:
         due_s = since_s + desk.config.grace_s + self._wait_s(expert, place - missing + 1)
         if desk.now < due_s:
             desk.agenda.at(expert, due_s)
+            if self._was_ours(expert) and not desk.book[expert].resident and expert not in self._intakes:
+                self._due[expert] = None  # after a restart weights are read at once, and promised when views are known
             return
         if desk.book[expert].resident:
             filled = {slot for slot, _ in others}
@@ -213,13 +215,17 @@ class Custodian:
         They may have as much else to repair as we see vacant, shared among all.
         """
         desk = self._desk
-        if places <= 0 or (expert in desk.book.restored and expert in desk.on_disk):
+        if places <= 0 or self._was_ours(expert):
             return 0.0
         shared_bytes = self._vacant_bytes / (1 + len(desk.survey.nodes))
         return (
             places * desk.config.stagger_of_s(desk.expert_bytes[expert])
             + shared_bytes / desk.config.stagger_bytes_per_s
         )
+
+    def _was_ours(self, expert: ExpertId) -> bool:
+        """Whether an earlier life of this node had the expert in custody, and the weights are on this disk."""
+        return expert in self._desk.book.restored and expert in self._desk.on_disk
 
     def _can_be_had(self, expert: ExpertId, since_s: float) -> bool:
         """Whether there is any source of the weights; says so when there has been none for long."""

@@ -16,7 +16,9 @@ Each expert on its way has one intake, whoever wanted it (repair, placement, a m
 
 - Pieces are stored in order (go back N): what is on disk of a unit is always a prefix, so that an attempt goes on where
   the last one ended, even after a crash.
-- At most ``credit`` pieces are outstanding, and a token bucket for the whole node paces the requests.
+- At most ``credit`` pieces are outstanding, of all intakes together (the first ones first), and a token bucket paces
+  the requests: what is asked for in advance stands before expert calls in the queues of a slow link, and has to come
+  before it counts as late.
 - Any peer may send any piece: weights are immutable, and the digest of the whole unit decides.
 - The room is reserved before the first step and given back only when nothing of the expert can be in memory.
 """
@@ -154,8 +156,7 @@ class Intakes:
         intake.late_s = self._desk.now + self._desk.config.piece_timeout_s if outstanding else NEVER_S
         if intake.stored_bytes == intake.total_bytes:
             self._load(event.expert, intake)
-        else:
-            self._request(event.expert, intake)
+        self._request_more()
 
     def peer_failed(self, event: PieceFailed) -> None:
         """A source is none."""
@@ -195,6 +196,7 @@ class Intakes:
                 self._desk.out.append(OpenUnit(expert))
             elif intake.ready_s <= now:
                 self._request(expert, intake)
+        self._request_more()
 
     def next_s(self) -> float:
         """When `tick` has something to do."""
@@ -211,10 +213,16 @@ class Intakes:
             sources = [intake.preferred, *(node for node in sources if node != intake.preferred)]
         return sources[intake.turn % len(sources)] if sources else None
 
-    def _has_credit(self, intake: Intake) -> bool:
+    def _has_credit(self) -> bool:
         config = self._desk.config
-        outstanding_bytes = intake.requested_bytes - intake.stored_bytes
-        return intake.requested_bytes < intake.total_bytes and outstanding_bytes < config.credit * config.piece_bytes
+        outstanding_bytes = sum(intake.requested_bytes - intake.stored_bytes for intake in self._intakes.values())
+        return outstanding_bytes < config.credit * config.piece_bytes
+
+    def _request_more(self) -> None:
+        """Go on with those that wait for nothing but credit."""
+        for expert, intake in list(self._intakes.items()):
+            if intake.state is IntakeState.FETCHING and intake.ready_s == NEVER_S:
+                self._request(expert, intake)
 
     def _request(self, expert: ExpertId, intake: Intake) -> None:
         """Ask for pieces as far as credit and pace allow."""
@@ -224,7 +232,7 @@ class Intakes:
             self._failed(expert, intake)
             return
         intake.ready_s = NEVER_S
-        while self._has_credit(intake):
+        while intake.requested_bytes < intake.total_bytes and self._has_credit():
             length = min(desk.config.piece_bytes, intake.total_bytes - intake.requested_bytes)
             if not self._bucket.take(length, desk.now):
                 intake.ready_s = self._bucket.ready_at_s(desk.now)
@@ -257,3 +265,4 @@ class Intakes:
         self._desk.ledger.free(expert)
         self._desk.agenda.add([expert])
         self._desk.out.append(AbandonUnit(expert))
+        self._request_more()

@@ -271,7 +271,7 @@ class ExpertClient:
             decoded = await asked.answer()
             if call.decode:
                 self._times.answered(asked.peer, asked.answered_s - asked.sent_s)
-                self.latency.note(asked.answered_s - asked.sent_s)
+                self.latency.note(asked.answered_s - asked.sent_s, asked.answered_s)
             return self._take(decoded, asked.peer, experts, call, search)
         except PeerError as error:
             return str(error)

@@ -8,6 +8,7 @@ no weights moved.
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 from meshmoe.custody import next_rate
 from meshmoe.custody.throttle import RATE_MAX_BYTES_PER_S
@@ -18,17 +19,35 @@ CALLS_MIN = 10
 """Fewer calls in a second have no 99th percentile to speak of."""
 
 _CALLS_KEPT = 1024
+_RECENT_KEPT = 8192
+
+
+class CallTimes(NamedTuple):
+    """Decode calls of a while: how many, and their median and 99th percentile in seconds (0 if there were none)."""
+
+    calls: int
+    p50_s: float
+    p99_s: float
 
 
 class CallLatency:
-    """Decode calls of the last second."""
+    """What decode calls took: since the pacer asked last, and over the last seconds for whoever wants to see it."""
 
     def __init__(self) -> None:
         self._took_s: deque[float] = deque(maxlen=_CALLS_KEPT)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_KEPT)
 
-    def note(self, took_s: float) -> None:
+    def note(self, took_s: float, now_s: float) -> None:
         """A call was answered."""
         self._took_s.append(took_s)
+        self._recent.append((now_s, took_s))
+
+    def since(self, begin_s: float) -> CallTimes:
+        """Calls answered since then, as far as the last 8,192 reach."""
+        took_s = sorted(took_s for at_s, took_s in self._recent if at_s >= begin_s)
+        if not took_s:
+            return CallTimes(0, 0.0, 0.0)
+        return CallTimes(len(took_s), took_s[len(took_s) // 2], took_s[int(0.99 * (len(took_s) - 1))])
 
     def take_p99_s(self) -> float:
         """The 99th percentile since this was asked last; 0 when there were fewer than `CALLS_MIN` calls."""

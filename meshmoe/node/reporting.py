@@ -55,7 +55,7 @@ def node_status(node: Node) -> NodeStatus:
     parts = node.parts
     problem = readiness_problem(node)
     served = parts.expert_server.rows_served if parts else 0
-    hedging = parts.expert_client.hedging if parts else None
+    client = parts.expert_client if parts else None
     return NodeStatus(
         node=node.settings.node,
         generation=node.generation,
@@ -66,7 +66,7 @@ def node_status(node: Node) -> NodeStatus:
         model=_model(node),
         peers=peer_statuses(node, parts) if parts else [],
         coverage=coverage_status(node, parts) if parts else None,
-        serving=node.serving.status(problem is None, str(problem or ""), served, hedging),
+        serving=node.serving.status(problem is None, str(problem or ""), served, client),
         transfers=transfers(node),
         experts_wanted=len(parts.custody.wanted) if parts else 0,
         custody=custody_status(parts) if parts else None,

@@ -12,13 +12,17 @@ import trio
 from meshmoe.core.errors import MeshmoeError
 from meshmoe.engine.engine import Engine
 from meshmoe.engine.request import FinishEvent, GenerationEvent, GenerationRequest, GenerationStats
-from meshmoe.node.hedging import Hedging
+from meshmoe.node.expert_client import ExpertClient
 from meshmoe.node.history import SAMPLE_INTERVAL_S, History
 from meshmoe.node.meters import Meters
+from meshmoe.node.pacing import CallTimes
 from meshmoe.node.status import LatencyStatus, ServingStatus
 
 _RECENT = 64
 """Finished requests that the rates are taken over."""
+
+CALLS_RECENT_S = 10.0
+"""Over which the status tells what expert calls took."""
 
 
 class Serving:
@@ -82,13 +86,15 @@ class Serving:
             if not self._open:
                 self._idle.set()
 
-    def status(self, ready: bool, reason: str, calls_served: int, hedging: Hedging | None) -> ServingStatus:
+    def status(self, ready: bool, reason: str, calls_served: int, client: ExpertClient | None) -> ServingStatus:
         """The figures now."""
         recent = list(self._recent)
         calls = sum(s.expert_calls_local + s.expert_calls_remote for s in recent)
         steps = sum(s.decode_steps for s in recent)
         busy_s = sum(s.prefill_s + s.decode_s for s in recent)
         stats = self.engine.stats() if self.engine is not None else None
+        begin_s = trio.current_time() - CALLS_RECENT_S
+        times = client.latency.since(begin_s) if client is not None else CallTimes(0, 0.0, 0.0)
         return ServingStatus(
             ready=ready,
             reason=reason,
@@ -102,8 +108,11 @@ class Serving:
             hit_ratio=sum(s.expert_calls_local for s in recent) / calls if calls else None,
             rounds_per_token=sum(s.decode_rounds for s in recent) / steps if steps else None,
             expert_calls_served=calls_served,
-            hedges=hedging.calls if hedging is not None else 0,
-            hedges_won=hedging.won if hedging is not None else 0,
+            calls_recent=times.calls,
+            call_p50_ms=round(1000 * times.p50_s, 3),
+            call_p99_ms=round(1000 * times.p99_s, 3),
+            hedges=client.hedging.calls if client is not None else 0,
+            hedges_won=client.hedging.won if client is not None else 0,
             tokens_per_s_now=round(stats.tokens_per_s, 3) if stats else 0.0,
             busy=round(stats.busy, 3) if stats else 0.0,
             latency=self._latency(),

@@ -139,6 +139,9 @@ class ServingStatus(msgspec.Struct, kw_only=True):
         hit_ratio: Share of expert calls served locally; None before the first.
         rounds_per_token: Rounds a decoded token; None before the first.
         expert_calls_served: (token, expert) pairs computed here for other nodes.
+        calls_recent: Decode calls to peers that were answered in the last 10 s.
+        call_p50_ms: Their median, from sending to answer; 0 when there were none.
+        call_p99_ms: Their 99th percentile.
         hedges: Late decode calls that were sent to a second holder, too (``meshmoe join --hedge``).
         hedges_won: Those that the second holder answered first.
         tokens_per_s_now: Tokens a second that this node writes, all requests together, over the last ten seconds.
@@ -158,6 +161,9 @@ class ServingStatus(msgspec.Struct, kw_only=True):
     hit_ratio: float | None = None
     rounds_per_token: float | None = None
     expert_calls_served: int = 0
+    calls_recent: int = 0
+    call_p50_ms: float = 0.0
+    call_p99_ms: float = 0.0
     hedges: int = 0
     hedges_won: int = 0
     tokens_per_s_now: float = 0.0

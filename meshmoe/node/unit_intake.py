@@ -1,8 +1,9 @@
 """Carries out what custody asks for about experts' weights: look, fetch a piece, append it, load it, let it be.
 
-Custody decides (`meshmoe.custody.intake`), this file does: pieces are fetched side by side, but what concerns one
-expert's unit on disk is done one step after the other, in the order in which it was asked for. Outcomes go back to
-custody as events. The disk is only touched in threads.
+Custody decides (`meshmoe.custody.intake`), this file does: pieces are fetched side by side, but their outcomes are
+told, and what concerns one expert's unit on disk is done, in the order in which it was asked for. (Requests may
+overtake each other, and so may answers; custody takes only the piece that comes next, and would wait for the others in
+vain.) Outcomes go back to custody as events. The disk is only touched in threads.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class UnitIntake:
         self._feed = feed
         self._steps: dict[ExpertId, deque[Step]] = {}
         self._pieces: dict[tuple[ExpertId, int], Frame] = {}
+        self._told: dict[ExpertId, trio.Event] = {}
+        """Set when the outcome of the last piece asked for has been told; for each expert with pieces on their way."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -90,7 +93,9 @@ class UnitIntake:
     def request(self, asked: RequestPiece) -> None:
         """Answered by `PieceArrived` or `PieceFailed`."""
         assert self._nursery is not None
-        self._nursery.start_soon(self._fetch, asked)
+        before, told = self._told.get(asked.expert), trio.Event()
+        self._told[asked.expert] = told
+        self._nursery.start_soon(self._fetch, asked, before, told)
 
     def store(self, expert: ExpertId, offset: int) -> None:
         """Append the piece that has arrived."""
@@ -143,19 +148,28 @@ class UnitIntake:
         else:
             self._feed(UnitOpened(expert, offset, total_bytes))
 
-    async def _fetch(self, asked: RequestPiece) -> None:
-        unit = UnitName.of_expert(asked.expert)
+    async def _fetch(self, asked: RequestPiece, before: trio.Event | None, told: trio.Event) -> None:
+        """Fetch a piece; say what came of it after all pieces asked for ``before``."""
+        unit, expert = UnitName.of_expert(asked.expert), asked.expert
         transfer = self._unit_client.transfers.get(unit)
         if transfer is not None:
             transfer.peer = asked.peer
+        outcome: CustodyEvent
+        piece: Frame | None = None
         try:
             piece = await self._unit_client.fetch_piece(asked.peer, unit, asked.offset, self._source.unit_bytes(unit))
+            outcome = PieceArrived(expert, asked.peer, asked.offset, len(piece))
         except PeerError as error:
             logger.info("fetching %s from %s: %s", unit, asked.peer, error)
-            self._feed(PieceFailed(asked.expert, asked.peer))
-        else:
-            self._pieces[asked.expert, asked.offset] = piece
-            self._feed(PieceArrived(asked.expert, asked.peer, asked.offset, len(piece)))
+            outcome = PieceFailed(expert, asked.peer)
+        if before is not None:
+            await before.wait()
+        if piece is not None:
+            self._pieces[expert, asked.offset] = piece
+        self._feed(outcome)
+        told.set()
+        if self._told.get(expert) is told:
+            del self._told[expert]
 
     async def _append(self, expert: ExpertId, offset: int, piece: Frame) -> None:
         unit = UnitName.of_expert(expert)

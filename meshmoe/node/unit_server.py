@@ -29,9 +29,10 @@ SEND_TIMEOUT_S = 30.0
 class UnitServer:
     """Serves pieces of units; ``source`` is set once the node has one."""
 
-    def __init__(self, messenger: Messenger, concurrent_max: int = 32) -> None:
+    def __init__(self, messenger: Messenger, concurrent_max: int = 32, waiting_max: int = 512) -> None:
         self._messenger = messenger
-        self._concurrent_max = concurrent_max
+        self._turns = trio.CapacityLimiter(concurrent_max)
+        self._waiting_max = waiting_max
         self._serving = 0
         self._nursery: trio.Nursery | None = None
         self.source: WeightSource | None = None
@@ -55,7 +56,7 @@ class UnitServer:
         source = self.source
         if source is None or self._nursery is None or not source.has_unit(unit):
             self._messenger.try_post(parcel.sender, Lane.BULK, UnitLacking(id=request.id, unit=request.unit))
-        elif self._serving >= self._concurrent_max:
+        elif self._serving >= self._waiting_max:
             self._messenger.faults["bulk_busy"] += 1  # not answered: the asker's deadline brings it back
         else:
             self._serving += 1
@@ -63,11 +64,12 @@ class UnitServer:
 
     async def _serve(self, peer: NodeId, request: UnitRequest, unit: UnitName, source: WeightSource) -> None:
         try:
-            total_bytes = source.unit_bytes(unit)
-            piece = await trio.to_thread.run_sync(source.read_unit, unit, request.offset, request.length)
-            chunk = UnitChunk(id=request.id, unit=request.unit, offset=request.offset, total_bytes=total_bytes)
-            with trio.fail_after(SEND_TIMEOUT_S):
-                self.sent_bytes += await self._messenger.send(peer, Lane.BULK, chunk, piece)
+            async with self._turns:
+                total_bytes = source.unit_bytes(unit)
+                piece = await trio.to_thread.run_sync(source.read_unit, unit, request.offset, request.length)
+                chunk = UnitChunk(id=request.id, unit=request.unit, offset=request.offset, total_bytes=total_bytes)
+                with trio.fail_after(SEND_TIMEOUT_S):
+                    self.sent_bytes += await self._messenger.send(peer, Lane.BULK, chunk, piece)
         except CheckpointError as error:  # deleted or damaged since it was looked up
             logger.warning("cannot serve %s to %s: %s", unit, peer, error)
             self._messenger.try_post(peer, Lane.BULK, UnitLacking(id=request.id, unit=request.unit))

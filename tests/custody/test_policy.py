@@ -1,7 +1,7 @@
 """What the policy around the custody rule brings about, case by case; the simulator tries everything else."""
 
 from meshmoe.core.ids import ExpertId
-from meshmoe.custody import DEFAULT, Found, Leave, LeaveFinished, Lost, OnDisk
+from meshmoe.custody import DEFAULT, Found, Leave, LeaveFinished, Lost, OnDisk, PieceArrived, RequestPiece, Want
 from meshmoe.custody.messages import (
     ClaimAnswers,
     ClaimQuestions,
@@ -135,6 +135,20 @@ def test_few_small_experts_are_not_given_for_a_large_one_that_would_not_fit_then
     node.see(view("wide", capacity=9, free=9))
     node.wait(60)
     assert not node.sent(MigrationOffer)
+
+
+def test_pieces_asked_for_in_advance_are_bounded_over_all_experts_and_the_first_ones_come_first():
+    mib = 1 << 20
+    node = Alone(3, capacity=20_000, on_disk=(), sizes={0: 6 * mib, 1: 3 * mib, 2: 3 * mib})
+    node.see(view("far", claims={0: 0, 1: 0, 2: 0}))
+    node.feed(Want((E0, E1, E2)))
+    asked = [(piece.expert, piece.offset) for piece in node.of(RequestPiece)]
+    assert asked == [(E0, number * mib) for number in range(4)]
+    for number in range(6):
+        node.feed(PieceArrived(E0, "far", number * mib, mib))
+        node.wait(0.02)  # the token bucket fills
+    asked = [(piece.expert, piece.offset // mib) for piece in node.of(RequestPiece)]
+    assert asked == [(E0, 0), (E0, 1), (E0, 2), (E0, 3), (E0, 4), (E0, 5), (E1, 0), (E1, 1), (E1, 2), (E2, 0)]
 
 
 def test_a_lost_expert_is_reported_when_the_last_who_stores_it_goes():

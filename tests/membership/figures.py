@@ -68,7 +68,7 @@ def table(sizes: list[int], losses: list[float], seeds: int, config: MembershipC
     ]
     for n in sizes:
         for loss in losses:
-            runs = [detect(n, loss, seed, config=config, path=path, weigh=True) for seed in range(seeds)]
+            runs = [detect(n, loss, seed, config=config, path=path) for seed in range(seeds)]
             first, last = [run.first_s for run in runs], [run.last_s for run in runs]
             suspicions = statistics.mean(run.suspicions for run in runs) / n * 60 / WATCH_S
             lines.append(

@@ -4,18 +4,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshmoe.custody.throttle import RATE_MAX_BYTES_PER_S, RATE_MIN_BYTES_PER_S
-from meshmoe.node.pacing import CALLS_MIN, RATE_START_BYTES_PER_S, CallLatency, Pacer
+from meshmoe.node.pacing import CALLS_MIN, RATE_START_BYTES_PER_S, CallLatency, CallTimes, Pacer
 
 
 def test_a_percentile_needs_enough_calls_and_starts_anew_each_time():
     latency = CallLatency()
     for _ in range(CALLS_MIN - 1):
-        latency.note(0.01)
+        latency.note(0.01, 1.0)
     assert latency.take_p99_s() == 0.0
     for number in range(200):
-        latency.note(number / 1000)
+        latency.note(number / 1000, 2.0)
     assert latency.take_p99_s() == 0.197
     assert latency.take_p99_s() == 0.0
+    assert latency.since(1.5) == CallTimes(200, 0.1, 0.197)
+    assert latency.since(2.5) == CallTimes(0, 0.0, 0.0)
 
 
 def test_slow_calls_halve_the_rate_and_calm_ones_raise_it():
