@@ -29,7 +29,7 @@ from meshmoe.engine.sampling import check_params
 from meshmoe.engine.schedule import Priority
 
 if TYPE_CHECKING:
-    from meshmoe.engine.lean.request import LeanEngine
+    from meshmoe.engine.lean.batch import LeanEngine
 
 _WINDOW_S = 10.0
 
@@ -101,7 +101,7 @@ class Engine:
         self.pool = pool
         self.limits = limits
         self.counts = ActivationCounts.zeros([layer.n_experts for layer in model.layers])
-        self._lean = _lean_engine(model, pool)
+        self._lean = _lean_engine(self, remote)
         self._remote = remote
         self._compute = compute
         self._admission = Admission(limits.active_max, limits.queue_max)
@@ -274,12 +274,13 @@ class Engine:
         return rows
 
 
-def _lean_engine(model: MoeModel, pool: ExpertPool) -> LeanEngine | None:
-    if model.lean is None:
+def _lean_engine(engine: Engine, remote: RemoteExperts | None) -> LeanEngine | None:
+    if engine.model.lean is None:
         return None
-    from meshmoe.engine.lean.request import LeanEngine  # needs numba, which a model with a lean path has found
+    from meshmoe.engine.lean.batch import LeanEngine  # needs numba, which a model with a lean path has found
 
-    return LeanEngine(model.lean, pool, [layer.n_experts for layer in model.layers])
+    sizes = [layer.n_experts for layer in engine.model.layers]
+    return LeanEngine(engine.model.lean, engine.pool, sizes, remote, engine.counts, 1 << 30)
 
 
 @asynccontextmanager

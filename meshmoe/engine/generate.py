@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -26,7 +26,9 @@ from meshmoe.engine.sampling import Choice, Sampler
 from meshmoe.engine.schedule import Priority
 
 if TYPE_CHECKING:
-    from meshmoe.engine.lean.request import LeanEngine
+    from meshmoe.engine.lean.batch import LeanEngine, Row
+
+_CHUNK_TOKENS = 64
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ class Generation:
         request: A valid request.
         tokens_max: Tokens to write at most, at least 1; the prompt and these fit into the context.
         stream: Takes the events.
-        lean: Makes the lean path's decode steps; None where the trunk itself computes them.
+        lean: The lean path; None where the trunk itself computes.
         stats: The request's counters.
         context_tokens: Tokens in its cache; anyone may read this.
         admitted_at: ``perf_counter()`` when it got its place among the active requests.
@@ -72,8 +74,15 @@ class Generation:
         stats.prompt_tokens = len(self.request.prompt_ids)
         sampler, text = Sampler(params, self.request.prompt_ids, self.constraint), _Text(model, params.stop)
         ids = list(self.request.prompt_ids)
-        lean = self.lean.request(dispatch) if self.lean is not None else None
-        logits, cache = self._read(job, ids)
+        reader: _Reader = _Generic(self, job, dispatch) if self.lean is None else _Lean(self, job, self.lean)
+        try:
+            self._write(job, reader, sampler, text, ids)
+        finally:
+            reader.close()
+
+    def _write(self, job: Job, reader: _Reader, sampler: Sampler, text: _Text, ids: list[int]) -> None:
+        model, params, stats = self.model, self.request.sampling, self.stats
+        logits = reader.read(ids)
         reason = "length"
         while True:
             choice = sampler.choose(logits)
@@ -94,30 +103,91 @@ class Generation:
                 break
             ids.append(choice.token_id)
             if self.context_tokens == model.cache.switch_tokens:
-                dispatch.decode = False
-                job.turn(Priority.PREFILL)
-                logits, cache = self._read(job, ids)
+                logits = reader.read(ids)
             else:
-                dispatch.decode = True
                 job.turn(Priority.DECODE)
-                if lean is None:
-                    logits, cache = model.forward([choice.token_id], self.context_tokens, cache)
-                else:
-                    logits = lean.step(choice.token_id, self.context_tokens, cache)
+                logits = reader.step(choice.token_id)
                 self.context_tokens += 1
             stats.decode_steps += 1
         rest, stopped = text.finish()
         self.stream.emit(job, FinishEvent(reason="stop" if stopped else reason, stats=stats, text=rest))
 
-    def _read(self, job: Job, ids: list[int]) -> tuple[Tensor, Any]:
-        """Read a whole text; returns the last token's logits, ``[V]``, and the cache."""
-        cache = self.model.new_cache()
-        for chunk in self.model.cache.prompt_chunks(len(ids)):
-            if chunk.start:
-                job.turn(Priority.PREFILL)
-            logits, cache = self.model.forward(ids[chunk], chunk.start, cache)
-            self.context_tokens = chunk.stop
-        return logits, cache
+
+class _Reader(Protocol):
+    """What reads a text's tokens and returns the last one's logits, ``[V]``."""
+
+    def read(self, ids: list[int]) -> Tensor:
+        """Read a whole text from its beginning."""
+
+    def step(self, token: int) -> Tensor:
+        """Read one more token."""
+
+    def close(self) -> None:
+        """Let go of what was kept."""
+
+
+class _Generic:
+    """Reads through the trunk's own code."""
+
+    def __init__(self, generation: Generation, job: Job, dispatch: RequestDispatch) -> None:
+        self._generation = generation
+        self._job = job
+        self._dispatch = dispatch
+        self._cache: Any = None
+
+    def read(self, ids: list[int]) -> Tensor:
+        model, self._dispatch.decode = self._generation.model, False
+        self._cache = model.new_cache()
+        for chunk in model.cache.prompt_chunks(len(ids)):
+            if chunk.start or self._job.priority != Priority.PREFILL:
+                self._job.turn(Priority.PREFILL)
+            logits, self._cache = model.forward(ids[chunk], chunk.start, self._cache)
+            self._generation.context_tokens = chunk.stop
+        return logits
+
+    def step(self, token: int) -> Tensor:
+        self._dispatch.decode = True
+        position = self._generation.context_tokens
+        logits, self._cache = self._generation.model.forward([token], position, self._cache)
+        return logits
+
+    def close(self) -> None:
+        self._cache = None
+
+
+class _Lean:
+    """Reads through compiled code."""
+
+    def __init__(self, generation: Generation, job: Job, lean: LeanEngine) -> None:
+        self._generation = generation
+        self._job = job
+        self._lean = lean
+        self._batch = lean.batch(job)
+        self._sequence = lean.sequence()
+
+    def read(self, ids: list[int]) -> Tensor:
+        generation, switch = self._generation, self._generation.model.cache.switch_tokens
+        self._sequence.close()
+        self._sequence = self._lean.sequence(switch is not None and len(ids) > switch)
+        for begin in range(0, len(ids), _CHUNK_TOKENS):
+            if begin or self._job.priority != Priority.PREFILL:
+                self._job.turn(Priority.PREFILL)
+            end = min(begin + _CHUNK_TOKENS, len(ids))
+            rows = [self._row(ids[at], decode=False, logits=at == len(ids) - 1) for at in range(begin, end)]
+            logits = self._batch.forward(rows)
+            generation.context_tokens = end
+        return logits[0]
+
+    def step(self, token: int) -> Tensor:
+        return self._batch.forward([self._row(token)])[0]
+
+    def close(self) -> None:
+        self._sequence.close()
+
+    def _row(self, token: int, decode: bool = True, logits: bool = True) -> Row:
+        from meshmoe.engine.lean.batch import Row
+
+        return Row(self._sequence, token, self._generation.stats, decode=decode, logits=logits)
 
 
 class _Text:

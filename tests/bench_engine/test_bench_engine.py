@@ -36,12 +36,12 @@ def test_candidates_are_measured_in_turns_and_the_first_turn_does_not_count():
 def test_kernels():
     figures = measure_kernels(1, 1 << 20, ((64, 48),), lambda _: None)
     assert [(f.dtype, f.rows) for f in figures] == [
-        *(("bfloat16", rows) for rows in (1, 2, 4, 8)),
+        *(("bfloat16", rows) for rows in (1, 2, 4, 8, 32)),
         ("float16", 1),
         ("float32", 1),
     ]
     for figure in figures:
-        assert (figure.compiled is None) == (figure.rows == 8)
+        assert figure.compiled > 0
         assert figure.read > 0
         assert figure.torch > 0
 

@@ -7,12 +7,12 @@ import numpy as np
 from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.primitives import (
     F32_TAG,
+    LONG_VECTORS,
     Tag,
     dots_1x1,
-    dots_1x2,
-    dots_1x3,
-    dots_1x4,
     dots_2x1,
+    dots_2x2,
+    dots_2x4,
     fma,
     out_of_line,
     read,
@@ -26,6 +26,7 @@ _LOWEST, _HIGHEST = np.float32(-87.33), np.float32(88.37)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(-0.693359375), np.float32(2.12194440e-4)
 _C0, _C1, _C2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 _C3, _C4, _C5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_BLOCK_BYTES = 16 << 10
 _HALF, _ONE = np.float32(0.5), np.float32(1.0)
 
 
@@ -58,12 +59,14 @@ def silu(x: np.float32) -> np.float32:
 def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None:
     """Rows times a transposed matrix, in float32.
 
+    For several rows, weights are taken in blocks that stay in the nearest cache while all rows go by.
+
     Args:
         tag: Dtype of the weights.
         w: ``[n, k]`` weights.
-        x: ``[rows, k]`` float32.
+        x: ``[rows, k]`` in the same dtype.
         y: ``[rows, n]`` float32; must not overlap ``x``.
-        rows: 1 to 4.
+        rows: At least 1.
         n: Width of the result.
         k: Width of the input.
     """
@@ -74,15 +77,27 @@ def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None
             dots_2x1(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
         if n % 2:
             dots_1x1(tag, w + (n - 1) * size, k, x, k, y + 4 * (n - 1), 1, n, k)
-    elif rows == 2:
-        for j in range(n):
-            dots_1x2(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
-    elif rows == 3:
-        for j in range(n):
-            dots_1x3(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
-    else:
-        for j in range(n):
-            dots_1x4(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
+        return
+    block = max(2, _BLOCK_BYTES // size // 2 * 2)
+    for begin in range(0, n, block):
+        end = min(begin + block, n)
+        r = 0
+        while r < rows:
+            left = rows - r
+            taken = (4 if left >= 4 else 2 if left >= 2 else 1) if LONG_VECTORS else (2 if left >= 2 else 1)
+            at_x, at_y = x + r * size, y + 4 * r * n
+            for j in range(begin, end - 1, 2):
+                if taken == 4:
+                    dots_2x4(tag, w + j * size, k, at_x, k, at_y + 4 * j, 1, n, k)
+                elif taken == 2:
+                    dots_2x2(tag, w + j * size, k, at_x, k, at_y + 4 * j, 1, n, k)
+                else:
+                    dots_2x1(tag, w + j * size, k, at_x, k, at_y + 4 * j, 1, n, k)
+            if (end - begin) % 2:
+                j = end - 1
+                for i in range(taken):
+                    dots_1x1(tag, w + j * size, k, at_x + i * size, k, at_y + 4 * (i * n + j), 1, n, k)
+            r += taken
 
 
 @jit
@@ -100,7 +115,7 @@ def linear(tag: Tag, w: int, bias: int, x: int, y: int, rows: int, n: int, k: in
 
 @jit
 def gate(tag: Tag, gates: int, ups: int, out: int, n: int) -> None:
-    """``silu(gates) * ups``, both steps rounded, n float32 numbers each; ``out`` may be ``gates``."""
+    """``silu(gates) * ups`` of n float32 numbers each, both steps rounded, to n numbers of the model's dtype."""
     for i in range(n):
         activated = rounded(tag, silu(read(F32_TAG, gates, i)))
-        write(F32_TAG, out, i, rounded(tag, activated * read(F32_TAG, ups, i)))
+        write(tag, out, i, activated * read(F32_TAG, ups, i))

@@ -1,8 +1,9 @@
-"""Which kernel computes an expert: a function of the family, the dtype and the number of rows, and of nothing else.
+"""Which kernel computes an expert: a function of the family and the dtype, and of nothing else.
 
 Every expert that this node computes goes through `compute`, for its own requests and for peers, in prompts and in
-decode steps. So two nodes with the same software compute an expert with the same kernel, whoever asks. The compiled
-kernel's bits are the same on any CPU (see `primitives`); those of torch, for more rows, are as before.
+decode steps. So two nodes with the same software compute an expert with the same kernel, whoever asks. A row's bits in
+the compiled kernel depend neither on its neighbours nor on the CPU (see `primitives`); torch's, for the families that
+are left to it, depend on both.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from meshmoe.model.experts_modules import ExpertWeights, compute_expert, experts
 
 _log = logging.getLogger(__name__)
 
-_few_rows: Callable[[ExpertWeights, Tensor], Tensor] | None
+_compiled: Callable[[ExpertWeights, Tensor], Tensor] | None
 try:
-    from meshmoe.engine.kernels.expert import ROWS_MAX
-    from meshmoe.engine.kernels.expert import compute_few_rows as _few_rows
+    from meshmoe.engine.kernels.expert import compute_rows as _compiled
     from meshmoe.engine.kernels.primitives import TAGS
 except ImportError as error:  # numba publishes no build for every platform that torch has one for
-    ROWS_MAX, TAGS, _few_rows = 0, {}, None
+    TAGS, _compiled = {}, None
     _log.warning("compiled kernels are not available, torch computes everything: %s", error)
 
 
@@ -35,7 +35,7 @@ class UnsupportedModelError(Exception):
 
 def compiled() -> bool:
     """Whether compiled kernels can be had on this machine at all."""
-    return _few_rows is not None
+    return _compiled is not None
 
 
 def compute(module: nn.Module, weights: ExpertWeights, x: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def compute(module: nn.Module, weights: ExpertWeights, x: Tensor) -> Tensor:
     Returns:
         ``[n, H]``, in the same dtype.
     """
-    if _few_rows is not None and x.shape[0] <= ROWS_MAX and x.dtype in TAGS and is_plain(module):
-        return _few_rows(weights, x)
+    if _compiled is not None and x.dtype in TAGS and is_plain(module):
+        return _compiled(weights, x)
     return compute_expert(module, weights, x)
 
 

@@ -1,4 +1,4 @@
-"""One expert on 1 to 4 rows: gate and up projection, SiLU, down projection, as one compiled call.
+"""One expert on any number of rows: gate and up projection, SiLU, down projection, as one compiled call.
 
 Values are rounded to the model's dtype where stock eager rounds them: after each projection, after the activation and
 after the product. A row's bits do not depend on how many rows are computed with it.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meshmoe.engine.kernels.arithmetic import gate, linear
 from meshmoe.engine.kernels.compiling import jit
-from meshmoe.engine.kernels.primitives import DOT_ROWS_MAX, F32_TAG, TAGS, Tag, read, write
+from meshmoe.engine.kernels.primitives import F32_TAG, TAGS, Tag, read, size_of, write
 from meshmoe.model.experts_modules import ExpertWeights
 
 
@@ -25,10 +25,10 @@ def expert_rows(
         tag: Dtype of the weights.
         gate_up: ``[2 * width, hidden]`` weights.
         down: ``[hidden, width]`` weights.
-        x: ``[rows, hidden]`` float32.
+        x: ``[rows, hidden]`` in the same dtype.
         y: ``[rows, hidden]`` float32, rounded to the dtype of the weights.
         scratch: Room for ``rows * 3 * width`` float32.
-        rows: 1 to 4.
+        rows: At least 1.
         hidden: Width of the hidden state.
         width: Width between up and down projection.
     """
@@ -36,26 +36,23 @@ def expert_rows(
     linear(tag, gate_up, 0, x, both, rows, 2 * width, hidden)
     for r in range(rows):
         at = both + 8 * r * width
-        gate(tag, at, at + 4 * width, gated + 4 * r * width, width)
+        gate(tag, at, at + 4 * width, gated + size_of(tag) * r * width, width)
     linear(tag, down, 0, gated, y, rows, hidden, width)
 
 
 @jit
-def _expert_call(
+def expert_call(
     tag: Tag, gate_up: int, down: int, x: int, y: int, scratch: int, rows: int, hidden: int, width: int
 ) -> None:
-    """As `expert_rows`, with ``x`` and ``y`` in the dtype of the weights; scratch has ``2 * rows * hidden`` more."""
+    """As `expert_rows`, with ``y`` in the dtype of the weights; scratch has ``rows * hidden`` more."""
     count = rows * hidden
-    wide_x, wide_y, rest = scratch, scratch + 4 * count, scratch + 8 * count
+    expert_rows(tag, gate_up, down, x, scratch, scratch + 4 * count, rows, hidden, width)
     for i in range(count):
-        write(F32_TAG, wide_x, i, read(tag, x, i))
-    expert_rows(tag, gate_up, down, wide_x, wide_y, rest, rows, hidden, width)
-    for i in range(count):
-        write(tag, y, i, read(F32_TAG, wide_y, i))
+        write(tag, y, i, read(F32_TAG, scratch, i))
 
 
-def compute_few_rows(weights: ExpertWeights, x: Tensor) -> Tensor:
-    """Compute an expert on up to `ROWS_MAX` rows.
+def compute_rows(weights: ExpertWeights, x: Tensor) -> Tensor:
+    """Compute an expert.
 
     Args:
         weights: ``gate_up_proj`` ``[2 * I, H]`` and ``down_proj`` ``[H, I]``, contiguous.
@@ -68,8 +65,8 @@ def compute_few_rows(weights: ExpertWeights, x: Tensor) -> Tensor:
     rows, hidden = x.shape
     width = down.shape[1]
     out = x.new_empty(rows, hidden)
-    scratch = np.empty(rows * (2 * hidden + 3 * width), np.float32)
-    _expert_call(
+    scratch = np.empty(rows * (hidden + 3 * width), np.float32)
+    expert_call(
         TAGS[x.dtype],
         gate_up.data_ptr(),
         down.data_ptr(),
@@ -81,7 +78,3 @@ def compute_few_rows(weights: ExpertWeights, x: Tensor) -> Tensor:
         width,
     )
     return out
-
-
-ROWS_MAX = DOT_ROWS_MAX
-"""Rows up to which this is used; torch is faster from 8 on (docs/decisions/kernels.md)."""

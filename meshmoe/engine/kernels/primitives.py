@@ -1,15 +1,19 @@
 """What kernels are made of: numbers in memory, and sums of products whose order is written down.
 
 Memory is addressed by plain integers, as ``Tensor.data_ptr()`` gives them, so that one call can take the tensors of a
-whole model. Activations are float32; weights are in the model's dtype, named by a *tag*: a NumPy scalar whose type
-tells the compiler which code to make (NumPy has no bfloat16, so bits go as integers).
+whole model. Weights and the activations that they are multiplied with are in the model's dtype, named by a *tag*: a
+NumPy scalar whose type tells the compiler which code to make (NumPy has no bfloat16, so bits go as integers). Results
+are float32.
 
-Every sum of products has one order. Its n products are dealt to 2 vectors of 16 running sums (product i to sum
-``i % 32``; what is left of n after whole vectors of 32 goes on in the first), each added with one rounding (fused
-multiply-add). Then the two vectors are added, then halves of the vector onto halves, and the last ``n % 16`` products
-follow one by one. The intermediate code says just that, and without ``fastmath`` the compiler must keep to it. So the
-result is the same inlined or not, for one row or for four that share the reading of the weights, and on machines whose
-vectors have another length.
+Every sum of products has one order. Its n products are dealt to 2 vectors of 16 running sums, each added with one
+rounding (fused multiply-add). In float32 and float16, product i goes to sum ``i % 32``; in bfloat16 the products go in
+pairs, the pair i to sum ``i % 32`` with the second of the pair first, because some CPUs have an instruction for that
+(AVX512-BF16; elsewhere two multiply-adds do the same, but for numbers below 1.2e-38, which the instruction takes for
+0). What is left of n after whole rounds goes on in the first vector, 16 sums and (bfloat16) then 8 at a time. Then the
+two vectors are added, then halves of the vector onto halves, and the last ``n % 16`` products follow one by one. The
+intermediate code says just that, and without ``fastmath`` the compiler must keep to it. So the result is the same
+inlined or not, for one row or for several that share the reading of the weights, and on machines whose vectors have
+another length.
 
 Reading ahead by software is worth 20 to 60 % on machines where memory is contended (docs/decisions/kernels.md).
 """
@@ -21,9 +25,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 Tag = np.uint16 | np.int16 | np.float32
@@ -37,12 +41,21 @@ TAGS: dict[torch.dtype, Tag] = {
 
 F32_TAG = np.float32(0)
 
-DOT_ROWS_MAX = 4
-"""Rows that one `dots` computes at most."""
-
 _LANES = 16
 _SUMS = 2
 _AHEAD_BYTES = 2048
+
+
+class _Bfloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types; and not this one, which only one instruction needs
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat)
+
 
 _F32, _F16, _I16, _I32, _I64 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
@@ -131,6 +144,13 @@ def _halved_sum(builder: Any, vector: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(_I32, 0))
 
 
+def _has(feature: str) -> bool:
+    """Whether the CPU that numba compiles for has a feature, by LLVM's name."""
+    asked = config.CPU_FEATURES
+    features = binding.get_host_cpu_features().flatten() if asked is None else asked
+    return f"+{feature}" in features.split(",")
+
+
 class _Sums:
     """Running sums of one (weight row, activation row) pair."""
 
@@ -142,38 +162,74 @@ class _Sums:
         self.total = cgutils.alloca_once(builder, _F32)
 
 
+def _load_pairs(builder: Any, pointer: Any, at: Any, lanes: int) -> Any:
+    """Pairs of bfloat16 as int32, the second in the high half; 16 of them, the rest zeros where ``lanes`` is less."""
+    place = builder.gep(pointer, [at])
+    pairs = ir.VectorType(_I32, lanes)
+    loaded = builder.load(builder.bitcast(place, pairs.as_pointer()), align=2)
+    if lanes == _LANES:
+        return loaded
+    order = ir.Constant(ir.VectorType(_I32, _LANES), list(range(_LANES)))
+    return builder.shuffle_vector(loaded, _fill(pairs, 0), order)
+
+
+def _add_pairs(builder: Any, w: Any, x: Any, total: Any) -> Any:
+    if _has("avx512bf16"):
+        numbers = ir.VectorType(_Bfloat(), 2 * _LANES)
+        signature = ir.FunctionType(total.type, [total.type, numbers, numbers])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512")
+        return builder.call(function, [total, builder.bitcast(w, numbers), builder.bitcast(x, numbers)])
+    high, up = _fill(w.type, 0xFFFF0000), _fill(w.type, 16)
+    seconds = [builder.bitcast(builder.and_(pairs, high), total.type) for pairs in (w, x)]
+    firsts = [builder.bitcast(builder.shl(pairs, up), total.type) for pairs in (w, x)]
+    return _fma(builder, firsts[0], firsts[1], _fma(builder, seconds[0], seconds[1], total))
+
+
 def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any) -> list[Any]:
     """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost."""
     sums = [[_Sums(builder) for _ in x] for _ in w]
-    size = _stored(tag)[1]
+    size, paired = _stored(tag)[1], tag == types.uint16
+    width = 2 * _LANES if paired else _LANES
 
-    def add(at: Any, vector: int) -> None:
-        activations = [_load(builder, types.float32, row, at, _LANES) for row in x]
+    def load(row: Any, at: Any, lanes: int) -> Any:
+        return _load_pairs(builder, row, at, lanes) if paired else _load(builder, tag, row, at, lanes)
+
+    def add(at: Any, vector: int, lanes: int = _LANES) -> None:
+        activations = [load(row, at, lanes) for row in x]
         for weights, row_sums in zip(w, sums, strict=True):
-            loaded = _load(builder, tag, weights, at, _LANES)
+            loaded = load(weights, at, lanes)
             for activation, pair in zip(activations, row_sums, strict=True):
                 place = pair.vectors[vector]
-                builder.store(_fma(builder, loaded, activation, builder.load(place)), place)
+                total = builder.load(place)
+                added = (_add_pairs if paired else _fma)(builder, loaded, activation, total)
+                builder.store(added, place)
 
-    step, lanes = _int(_LANES * _SUMS), _int(_LANES)
+    step, one = _int(width * _SUMS), _int(width)
     whole = builder.mul(builder.udiv(n, step), step)
     with cgutils.for_range_slice(builder, _int(0), whole, step, _I64) as (at, _):
         for weights in w:
             _prefetch(builder, builder.gep(weights, [builder.add(at, _int(_AHEAD_BYTES // size))]))
+            if paired:
+                _prefetch(builder, builder.gep(weights, [builder.add(at, _int(_AHEAD_BYTES // size + width))]))
         for vector in range(_SUMS):
-            add(builder.add(at, _int(vector * _LANES)), vector)
-    vectors = builder.mul(builder.udiv(n, lanes), lanes)
-    with cgutils.for_range_slice(builder, whole, vectors, lanes, _I64) as (at, _):
+            add(builder.add(at, _int(vector * width)), vector)
+    vectors = builder.mul(builder.udiv(n, one), one)
+    with cgutils.for_range_slice(builder, whole, vectors, one, _I64) as (at, _):
         add(at, 0)
+    if paired:
+        whole, half = vectors, _int(width // 2)
+        vectors = builder.mul(builder.udiv(n, half), half)
+        with cgutils.for_range_slice(builder, whole, vectors, half, _I64) as (at, _):
+            add(at, 0, _LANES // 2)
     for row_sums in sums:
         for pair in row_sums:
             first, second = (builder.load(place) for place in pair.vectors)
             builder.store(_halved_sum(builder, builder.fadd(first, second)), pair.total)
     with cgutils.for_range_slice(builder, vectors, n, _int(1), _I64) as (at, _):
+        activations = [_load(builder, tag, row, at, 1) for row in x]
         for weights, row_sums in zip(w, sums, strict=True):
             loaded = _load(builder, tag, weights, at, 1)
-            for row, pair in zip(x, row_sums, strict=True):
-                activation = builder.load(builder.gep(row, [at]))
+            for activation, pair in zip(activations, row_sums, strict=True):
                 builder.store(_fma(builder, loaded, activation, builder.load(pair.total)), pair.total)
     return [builder.load(pair.total) for row_sums in sums for pair in row_sums]
 
@@ -191,7 +247,7 @@ def _make_dots(w_rows: int, x_rows: int) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             _tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n = arguments
             w_pointers = _rows(builder, tag, w, w_stride, w_rows)
-            x_pointers = _rows(builder, types.float32, x, x_stride, x_rows)
+            x_pointers = _rows(builder, tag, x, x_stride, x_rows)
             results = iter(_emit_dots(builder, tag, w_pointers, x_pointers, n))
             out = _pointer(builder, types.float32, y)
             for i in range(w_rows):
@@ -211,27 +267,31 @@ def _make_dots(w_rows: int, x_rows: int) -> Any:
 
 
 Dots = Callable[[Tag, int, int, int, int, int, int, int, int], None]
-"""``(tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n)``: rows of n weights at ``w``, rows of n float32 at
-``x``, results to float32 at ``y``; strides in numbers, not bytes."""
+"""``(tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n)``: rows of n weights at ``w``, rows of n activations
+in the same dtype at ``x``, results to float32 at ``y``; strides in numbers, not bytes."""
 
-dots_2x1: Dots = cast(Dots, _make_dots(2, 1))
 dots_1x1: Dots = cast(Dots, _make_dots(1, 1))
 dots_1x2: Dots = cast(Dots, _make_dots(1, 2))
-dots_1x3: Dots = cast(Dots, _make_dots(1, 3))
 dots_1x4: Dots = cast(Dots, _make_dots(1, 4))
+dots_2x1: Dots = cast(Dots, _make_dots(2, 1))
+dots_2x2: Dots = cast(Dots, _make_dots(2, 2))
+dots_2x4: Dots = cast(Dots, _make_dots(2, 4))
+
+LONG_VECTORS = _has("avx512f")
+"""Whether a vector of 16 is one register here and there are 32 of them: then more rows are computed at once."""
 
 
 def _dot(_context: Any, tag: Any, w: Any, x: Any, n: Any) -> Any:
     def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        rows = [_pointer(builder, tag, arguments[1])], [_pointer(builder, types.float32, arguments[2])]
+        rows = [_pointer(builder, tag, arguments[1])], [_pointer(builder, tag, arguments[2])]
         return _emit_dots(builder, tag, *rows, arguments[3])[0]
 
     return types.float32(tag, types.int64, types.int64, types.int64), generate
 
 
-def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: Any, n: Any) -> Any:
+def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: Any, n: Any, on: Any) -> Any:
     def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        _tag, w, w_stride, x, y, rows, n = arguments
+        _tag, w, w_stride, x, y, rows, n, on = arguments
         weights, factors, out = (
             _pointer(builder, kind, at) for kind, at in ((tag, w), (types.float32, x), (types.float32, y))
         )
@@ -240,7 +300,12 @@ def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: A
             type_ = ir.VectorType(_F32, lanes) if lanes > 1 else _F32
             total = cgutils.alloca_once(builder, type_)
             with cgutils.for_range_slice(builder, begin, end, _int(lanes), _I64) as (at, _):
+                target = builder.gep(out, [at])
+                if lanes > 1:
+                    target = builder.bitcast(target, type_.as_pointer())
                 builder.store(_fill(type_, 0), total)
+                with builder.if_then(builder.icmp_signed("!=", on, _int(0))):
+                    builder.store(builder.load(target, align=4), total)
                 with cgutils.for_range(builder, rows) as loop:
                     place = builder.add(builder.mul(loop.index, w_stride), at)
                     factor = builder.load(builder.gep(factors, [loop.index]))
@@ -249,9 +314,6 @@ def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: A
                         factor = builder.shuffle_vector(one, one, _fill(ir.VectorType(_I32, lanes), 0))
                     stored = _load(builder, tag, weights, place, lanes)
                     builder.store(_fma(builder, factor, stored, builder.load(total)), total)
-                target = builder.gep(out, [at])
-                if lanes > 1:
-                    target = builder.bitcast(target, type_.as_pointer())
                 builder.store(builder.load(total), target, align=4)
 
         vectors = builder.mul(builder.udiv(n, _int(_LANES)), _int(_LANES))
@@ -259,7 +321,7 @@ def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: A
         columns(vectors, n, 1)
         return context.get_dummy_value()
 
-    return types.void(tag, *[types.int64] * 6), generate
+    return types.void(tag, *[types.int64] * 7), generate
 
 
 def _increment(_context: Any, address: Any, at: Any) -> Any:
@@ -269,6 +331,13 @@ def _increment(_context: Any, address: Any, at: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
+
+
+def _address_at(_context: Any, address: Any, at: Any) -> Any:
+    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        return builder.load(builder.gep(builder.inttoptr(arguments[0], _I64.as_pointer()), [arguments[1]]))
+
+    return types.int64(types.int64, types.int64), generate
 
 
 def _read(_context: Any, tag: Any, address: Any, at: Any) -> Any:
@@ -334,14 +403,18 @@ fma = cast(Callable[[np.float32, np.float32, np.float32], np.float32], intrinsic
 """``a * b + c`` with one rounding."""
 
 dot = cast(Callable[[Tag, int, int, int], np.float32], intrinsic(_dot))
-"""``(tag, w, x, n)``: the sum of products of n numbers at ``w`` with n float32 at ``x``."""
+"""``(tag, w, x, n)``: the sum of products of n numbers at ``w`` with n numbers at ``x``."""
 
-mix = cast(Callable[[Tag, int, int, int, int, int, int], None], intrinsic(_mix))
-"""``(tag, w, w_stride, x, y, rows, n)``: the sum of ``rows`` rows of n numbers at ``w``, each times its float32 at
-``x``, to n float32 at ``y``; each of the n sums goes row after row, with one rounding a step."""
+mix = cast(Callable[[Tag, int, int, int, int, int, int, int], None], intrinsic(_mix))
+"""``(tag, w, w_stride, x, y, rows, n, on)``: the sum of ``rows`` rows of n numbers at ``w``, each times its float32 at
+``x``, to n float32 at ``y``; each of the n sums goes row after row, with one rounding a step. It begins with 0, or with
+what is in ``y`` where ``on`` is not 0."""
 
 increment = cast(Callable[[int, int], None], intrinsic(_increment))
 """``(address, i)``: add 1 to the i-th int64."""
+
+address_at = cast(Callable[[int, int], int], intrinsic(_address_at))
+"""``(address, i)``: the i-th int64."""
 
 out_of_line = cast(Callable[[], None], intrinsic(_out_of_line))
 """Said in a compiled function: callers call it, and do not get a copy. For what is long and called in many places, so

@@ -1,4 +1,4 @@
-"""Attention of one token over a key-value cache, with everything that a family may do to queries and keys before it."""
+"""Attention over a key-value cache in blocks, with everything that a family may do to queries and keys before it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.primitives import (
     F32_TAG,
     Tag,
+    address_at,
     dot,
     dots_1x1,
-    dots_1x2,
-    dots_1x4,
+    dots_2x1,
+    dots_2x2,
+    dots_2x4,
     mix,
     out_of_line,
     read,
@@ -21,17 +23,20 @@ from meshmoe.engine.kernels.primitives import (
     size_of,
     write,
 )
-from meshmoe.engine.lean.tables import Layer, Norm, Number, Place, QkNorm, Shape
+from meshmoe.engine.lean.tables import Layer, Norm, Number, Place, QkNorm, Shape, Token
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+BLOCK_TOKENS = 32
+"""Tokens in a block of keys and values."""
 
 _ONE = np.float32(1)
 
 
 @jit
-def normalise(tag: Tag, kind: int, weight: int, bias: int, eps: np.float32, x: int, y: int, n: int) -> None:
-    """A hidden state's norm; ``x`` and ``y`` are ``[n]`` float32 and may be the same.
+def normalise(tag: Tag, out: Tag, kind: int, weight: int, bias: int, eps: np.float32, x: int, y: int, n: int) -> None:
+    """A hidden state's norm; ``x`` is ``[n]`` float32, ``y`` ``[n]`` with tag ``out``; both may be the same float32.
 
     RMS (arXiv 1910.07467) is rounded as transformers does, before and after the weight; layer norm is rounded once.
     """
@@ -40,7 +45,7 @@ def normalise(tag: Tag, kind: int, weight: int, bias: int, eps: np.float32, x: i
         factor = _ONE / np.sqrt(dot(F32_TAG, x, x, n) / np.float32(n) + eps)
         for i in range(n):
             value = rounded(tag, read(F32_TAG, x, i) * factor)
-            write(F32_TAG, y, i, rounded(tag, read(tag, weight, i) * value))
+            write(out, y, i, rounded(tag, read(tag, weight, i) * value))
         return
     mean = np.float32(0)
     for i in range(n):
@@ -55,7 +60,7 @@ def normalise(tag: Tag, kind: int, weight: int, bias: int, eps: np.float32, x: i
         value = (read(F32_TAG, x, i) - mean) * factor * read(tag, weight, i)
         if bias != 0:
             value += read(tag, bias, i)
-        write(F32_TAG, y, i, rounded(tag, value))
+        write(out, y, i, rounded(tag, value))
 
 
 @jit
@@ -73,79 +78,105 @@ def rotate(tag: Tag, head: int, cos: int, sin: int, n: int) -> None:
 
 
 @jit
-def project(tag: Tag, shape: Ints, numbers: Floats, layer: Ints, places: Ints) -> None:
-    """Queries, keys and values of the normalised hidden state: projected, normalised, clipped and rotated."""
-    hidden, size = shape[Shape.HIDDEN], shape[Shape.HEAD_DIM]
-    heads, kv_heads = shape[Shape.HEADS], shape[Shape.KV_HEADS]
+def project(tag: Tag, shape: Ints, numbers: Floats, layer: Ints, places: Ints, rows: Ints) -> None:
+    """Queries, keys and values of the normalised hidden states: projected, normalised, clipped and rotated."""
+    hidden, size, count = shape[Shape.HIDDEN], shape[Shape.HEAD_DIM], len(rows)
+    wide, narrow = shape[Shape.HEADS] * size, shape[Shape.KV_HEADS] * size
     x, q = places[Place.NORMED], places[Place.QKV]
-    k = q + 4 * heads * size
-    v = k + 4 * kv_heads * size
-    linear(tag, layer[Layer.Q], layer[Layer.Q_BIAS], x, q, 1, heads * size, hidden)
-    linear(tag, layer[Layer.K], layer[Layer.K_BIAS], x, k, 1, kv_heads * size, hidden)
-    linear(tag, layer[Layer.V], layer[Layer.V_BIAS], x, v, 1, kv_heads * size, hidden)
-    eps = numbers[Number.QK_NORM_EPS]
+    k = q + 4 * count * wide
+    v = k + 4 * count * narrow
+    linear(tag, layer[Layer.Q], layer[Layer.Q_BIAS], x, q, count, wide, hidden)
+    linear(tag, layer[Layer.K], layer[Layer.K_BIAS], x, k, count, narrow, hidden)
+    linear(tag, layer[Layer.V], layer[Layer.V_BIAS], x, v, count, narrow, hidden)
+    eps, clip = numbers[Number.QK_NORM_EPS], numbers[Number.CLIP_QKV]
     if shape[Shape.QK_NORM] == QkNorm.HEAD:
-        for j in range(heads):
-            normalise(tag, 0, layer[Layer.Q_NORM], 0, eps, q + 4 * j * size, q + 4 * j * size, size)
-        for j in range(kv_heads):
-            normalise(tag, 0, layer[Layer.K_NORM], 0, eps, k + 4 * j * size, k + 4 * j * size, size)
+        for j in range(count * shape[Shape.HEADS]):
+            normalise(tag, F32_TAG, 0, layer[Layer.Q_NORM], 0, eps, q + 4 * j * size, q + 4 * j * size, size)
+        for j in range(count * shape[Shape.KV_HEADS]):
+            normalise(tag, F32_TAG, 0, layer[Layer.K_NORM], 0, eps, k + 4 * j * size, k + 4 * j * size, size)
     elif shape[Shape.QK_NORM] == QkNorm.WHOLE:
-        normalise(tag, 0, layer[Layer.Q_NORM], 0, eps, q, q, heads * size)
-        normalise(tag, 0, layer[Layer.K_NORM], 0, eps, k, k, kv_heads * size)
-    clip = numbers[Number.CLIP_QKV]
+        for r in range(count):
+            normalise(tag, F32_TAG, 0, layer[Layer.Q_NORM], 0, eps, q + 4 * r * wide, q + 4 * r * wide, wide)
+            normalise(tag, F32_TAG, 0, layer[Layer.K_NORM], 0, eps, k + 4 * r * narrow, k + 4 * r * narrow, narrow)
     if clip > 0:
-        for i in range((heads + 2 * kv_heads) * size):
+        for i in range(count * (wide + 2 * narrow)):
             write(F32_TAG, q, i, min(max(read(F32_TAG, q, i), -clip), clip))
-    for j in range(heads + kv_heads):
-        rotate(tag, q + 4 * j * size, places[Place.COS], places[Place.SIN], shape[Shape.ROTARY_DIM])
+    for r in range(count):
+        cos, sin, turned = rows[r, Token.COS], rows[r, Token.SIN], shape[Shape.ROTARY_DIM]
+        for j in range(shape[Shape.HEADS]):
+            rotate(tag, q + 4 * (r * wide + j * size), cos, sin, turned)
+        for j in range(shape[Shape.KV_HEADS]):
+            rotate(tag, k + 4 * (r * narrow + j * size), cos, sin, turned)
 
 
 @jit
-def attend(
-    tag: Tag, shape: Ints, numbers: Floats, places: Ints, keys: int, values: int, room: int, position: int
-) -> None:
-    """Add the token's key and value to the cache and attend to all that are in it.
-
-    Args:
-        tag: Dtype of the cache.
-        shape: See `tables`.
-        numbers: See `tables`.
-        places: See `tables`.
-        keys: ``[kv_heads, room, head_dim]``.
-        values: The same.
-        room: Tokens that the cache has room for.
-        position: Tokens in it; this one is stored behind them.
-    """
-    size, heads, kv_heads = shape[Shape.HEAD_DIM], shape[Shape.HEADS], shape[Shape.KV_HEADS]
-    group, tokens = heads // kv_heads, position + 1
-    q, scores, ones = places[Place.QKV], places[Place.SCORES], places[Place.ONES]
-    k = q + 4 * heads * size
-    v = k + 4 * kv_heads * size
-    row_bytes = size * size_of(tag)
-    for j in range(kv_heads):
-        head_keys, head_values = keys + j * room * row_bytes, values + j * room * row_bytes
-        for i in range(size):
-            write(tag, head_keys + position * row_bytes, i, read(F32_TAG, k, j * size + i))
-            write(tag, head_values + position * row_bytes, i, read(F32_TAG, v, j * size + i))
-        queries = q + 4 * j * group * size
-        for t in range(tokens):
-            # A key is read once for up to four of the queries that share it.
-            key, query, score, left = head_keys + t * row_bytes, queries, scores + 4 * t, group
-            while left >= 4:
-                dots_1x4(tag, key, 0, query, size, score, 0, tokens, size)
-                query, score, left = query + 16 * size, score + 16 * tokens, left - 4
-            if left >= 2:
-                dots_1x2(tag, key, 0, query, size, score, 0, tokens, size)
-                query, score, left = query + 8 * size, score + 8 * tokens, left - 2
-            if left > 0:
-                dots_1x1(tag, key, 0, query, size, score, 0, tokens, size)
-        for r in range(group):
-            row = scores + 4 * r * tokens
-            share = _ONE / soften(tag, row, ones, numbers[Number.ATTENTION_SCALE], tokens)
-            attended = places[Place.ATTENDED] + 4 * (j * group + r) * size
-            mix(tag, head_values, size, row, attended, tokens, size)
+def remember(tag: Tag, shape: Ints, places: Ints, rows: Ints, at: int) -> None:
+    """Store the rows' keys and values of layer ``at`` in their sequences' blocks (see `blocks`)."""
+    size, kv_heads, count = shape[Shape.HEAD_DIM], shape[Shape.KV_HEADS], len(rows)
+    k = places[Place.QKV] + 4 * count * shape[Shape.HEADS] * size
+    v = k + 4 * count * kv_heads * size
+    head_bytes = BLOCK_TOKENS * size * size_of(tag)
+    for r in range(count):
+        block, place = divmod(rows[r, Token.POSITION], BLOCK_TOKENS)
+        keys = address_at(rows[r, Token.BLOCKS], block) + at * 2 * kv_heads * head_bytes
+        for j in range(kv_heads):
             for i in range(size):
-                write(F32_TAG, attended, i, rounded(tag, read(F32_TAG, attended, i) * share))
+                to = place * size + i
+                write(tag, keys + j * head_bytes, to, read(F32_TAG, k, (r * kv_heads + j) * size + i))
+                write(tag, keys + (kv_heads + j) * head_bytes, to, read(F32_TAG, v, (r * kv_heads + j) * size + i))
+
+
+@jit
+def attend(tag: Tag, shape: Ints, numbers: Floats, places: Ints, rows: Ints, r: int, at: int) -> None:
+    """Attend with row ``r`` to all of its sequence up to itself, in layer ``at``."""
+    size, heads, kv_heads = shape[Shape.HEAD_DIM], shape[Shape.HEADS], shape[Shape.KV_HEADS]
+    group, tokens, blocks = heads // kv_heads, rows[r, Token.POSITION] + 1, rows[r, Token.BLOCKS]
+    scores, ones, mixed = places[Place.SCORES], places[Place.ONES], places[Place.MIXED]
+    wide = size * size_of(tag)
+    head_bytes, out = BLOCK_TOKENS * wide, places[Place.ATTENDED] + r * heads * wide
+    q = places[Place.QKV] + 4 * r * heads * size
+    for i in range(heads * size):
+        write(tag, places[Place.QUERIES], i, read(F32_TAG, q, i))
+    for j in range(kv_heads):
+        in_block = (at * 2 * kv_heads + j) * head_bytes
+        for begin in range(0, tokens, BLOCK_TOKENS):
+            keys, count = address_at(blocks, begin // BLOCK_TOKENS) + in_block, min(BLOCK_TOKENS, tokens - begin)
+            query, score, left = places[Place.QUERIES] + j * group * wide, scores + 4 * begin, group
+            while left > 0:
+                # Keys are read once for up to four of the queries that share them.
+                taken = 4 if left >= 4 else 2 if left >= 2 else 1
+                compare(tag, keys, count, query, taken, score, tokens, size)
+                query, score, left = query + taken * wide, score + 4 * taken * tokens, left - taken
+        in_block += kv_heads * head_bytes
+        for i in range(group):
+            row = scores + 4 * i * tokens
+            share = _ONE / soften(tag, row, ones, numbers[Number.ATTENTION_SCALE], tokens)
+            for begin in range(0, tokens, BLOCK_TOKENS):
+                values = address_at(blocks, begin // BLOCK_TOKENS) + in_block
+                mix(tag, values, size, row + 4 * begin, mixed, min(BLOCK_TOKENS, tokens - begin), size, begin)
+            for n in range(size):
+                write(tag, out, (j * group + i) * size + n, read(F32_TAG, mixed, n) * share)
+
+
+@jit
+def compare(tag: Tag, keys: int, count: int, queries: int, taken: int, scores: int, tokens: int, size: int) -> None:
+    """Products of ``count`` keys with 1, 2 or 4 queries; ``scores`` is ``[taken, tokens]``, from the first key on."""
+    out_of_line()
+    wide, t = size * size_of(tag), 0
+    while t < count:
+        key, score = keys + t * wide, scores + 4 * t
+        if t + 1 < count:
+            if taken == 4:
+                dots_2x4(tag, key, size, queries, size, score, 1, tokens, size)
+            elif taken == 2:
+                dots_2x2(tag, key, size, queries, size, score, 1, tokens, size)
+            else:
+                dots_2x1(tag, key, size, queries, size, score, 1, tokens, size)
+            t += 2
+        else:
+            for i in range(taken):
+                dots_1x1(tag, key, 0, queries + i * wide, 0, score + 4 * i * tokens, 0, 0, size)
+            t += 1
 
 
 @jit

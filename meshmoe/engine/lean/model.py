@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from meshmoe.engine.cache import CacheTraits
 from meshmoe.engine.kernels.arithmetic import linear
-from meshmoe.engine.lean.attention import normalise
+from meshmoe.engine.kernels.expert import expert_call
+from meshmoe.engine.lean.attention import BLOCK_TOKENS
+from meshmoe.engine.lean.blocks import BlockPool
 from meshmoe.engine.lean.plan import LeanPlan, make_plan
-from meshmoe.engine.lean.step import compute_resident, embed, run
-from meshmoe.engine.lean.tables import Layer, Number, Place, Shape
+from meshmoe.engine.lean.step import compute_resident, embed, finish, run
+from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
 from meshmoe.model.experts_modules import ExpertsModule
 
 SLICE_S = 0.001
@@ -27,95 +29,138 @@ class LeanModel:
     Attributes:
         plan: The model, as the compiled step sees it.
         expert_calls: Expert calls of a token.
-        layers_a_slice: How many layers the compiled step is asked for at once.
+        token_bytes: Keys and values of a token.
     """
 
     def __init__(self, plan: LeanPlan) -> None:
         self.plan = plan
         self.expert_calls = int(plan.layers[:, Layer.TOP_K].sum())
-        self.layers_a_slice = 1
-        self._layer_s = SLICE_S
-        self._rotations: list[tuple[Tensor, Tensor]] = []
+        heads, size = int(plan.shape[Shape.KV_HEADS]), int(plan.shape[Shape.HEAD_DIM])
+        self.token_bytes = len(plan.layers) * 2 * heads * size * plan.embedding.element_size()
+        self._layer_s: dict[int, float] = {}
+        self._rotations: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])
 
     @classmethod
     def of(cls, trunk: nn.Module, experts: tuple[ExpertsModule, ...], traits: CacheTraits) -> LeanModel:
         """See `make_plan`. Raises `UnsupportedModelError`."""
         return cls(make_plan(trunk, experts, traits))
 
-    def rotation(self, position: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a position, each ``[rotary dim]`` float32, rounded to the model's dtype."""
-        if not self.plan.static_rotary:
-            cos, sin = self._rotate(position, position + 1)
-            return cos[0], sin[0]
-        block, row = divmod(position, _POSITIONS)
-        while len(self._rotations) <= block:
-            begin = len(self._rotations) * _POSITIONS
-            self._rotations.append(self._rotate(begin, begin + _POSITIONS))
-        cos, sin = self._rotations[block]
-        return cos[row], sin[row]
+    def rotation(self, position: int, long: bool) -> tuple[int, int]:
+        """Addresses of a position's cosines and sines, each ``[rotary dim]`` float32, rounded to the model's dtype.
 
-    def account(self, took_s: float, layers: int) -> None:
+        Args:
+            position: Of the token.
+            long: Whether with the frequencies of a text that is longer than the model's switch (LongRoPE).
+        """
+        block, row = divmod(position, _POSITIONS)
+        blocks = self._rotations[long]
+        while len(blocks) <= block:
+            blocks.append(self._rotate(len(blocks) * _POSITIONS, long))
+        cos, sin = blocks[block]
+        offset = row * cos.shape[1] * cos.element_size()
+        return cos.data_ptr() + offset, sin.data_ptr() + offset
+
+    def new_blocks(self, capacity_bytes: int) -> BlockPool:
+        """Room for keys and values, under a budget."""
+        return BlockPool(BLOCK_TOKENS * self.token_bytes, capacity_bytes)
+
+    def layers_a_slice(self, rows: int) -> int:
+        """How many layers the compiled step is asked for at once: as many as take a millisecond."""
+        return max(1, min(len(self.plan.layers), int(SLICE_S / self.layer_s(rows))))
+
+    def layer_s(self, rows: int) -> float:
+        """What a layer takes for so many rows; a guess in the beginning."""
+        return self._layer_s.get(rows.bit_length(), SLICE_S)
+
+    def account(self, took_s: float, layers: int, rows: int) -> None:
         """Note what layers took."""
-        self._layer_s += (took_s / layers - self._layer_s) / 8
-        self.layers_a_slice = max(1, min(len(self.plan.layers), int(SLICE_S / self._layer_s)))
+        before = self.layer_s(rows)
+        self._layer_s[rows.bit_length()] = before + (took_s / layers - before) / 8
 
     def warm(self) -> None:
         """Compile everything for this model's dtype, or find it compiled on disk, without computing anything."""
-        plan, none = self.plan, np.zeros((1, 3), np.int64)
-        places, layer = np.zeros(len(Place), np.int64), np.zeros(len(Layer), np.int64)
+        plan, none = self.plan, np.zeros((0, len(Token)), np.int64)
+        places, layer, one = np.zeros(len(Place), np.int64), np.zeros(len(Layer), np.int64), np.zeros(1, np.int64)
+        table = np.zeros((1, 1, 2), np.int64)
         run(
-            *(plan.tag, plan.shape, plan.numbers, plan.layers, places, none[None], none, none[0], none),
-            *(0, 0, 0, False),
+            *(plan.tag, plan.shape, plan.numbers, plan.layers, places, table, none, table[0], table, one),
+            *(0, 0, False, False),
         )
-        compute_resident(plan.tag, plan.shape, layer, places, none, none[0])
-        embed(plan.tag, 0, 0, 0, 0)
+        compute_resident(plan.tag, plan.shape, layer, places, table[0], table[0], one, 0, 0, 0)
+        embed(plan.tag, 0, one[:0], 0, 0)
         linear(plan.tag, 0, 0, 0, 0, 1, 0, 0)
-        normalise(plan.tag, 0, 0, 0, plan.numbers[Number.NORM_EPS], 0, 0, 0)
+        finish(plan.tag, plan.shape, 0, 0, plan.numbers[Number.NORM_EPS], places, one[:0])
+        expert_call(plan.tag, 0, 0, 0, 0, 0, 0, 0, 0)
 
-    def _rotate(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        like = self.plan.embedding[:1, :1]
-        cos, sin = self.plan.rotary(like, position_ids=torch.arange(begin, end).unsqueeze(0))
-        return cos[0].float().contiguous(), sin[0].float().contiguous()
+    def _rotate(self, begin: int, long: bool) -> tuple[Tensor, Tensor]:
+        like, switch = self.plan.embedding[:1, :1], self.plan.switch_tokens
+        positions = torch.arange(begin, begin + _POSITIONS)
+        if switch is not None:
+            # The module looks at the highest position to tell how long the text is.
+            positions = torch.cat([positions, torch.tensor([switch])]) if long else positions.clamp(max=switch - 1)
+        cos, sin = self.plan.rotary(like, position_ids=positions.unsqueeze(0))
+        return cos[0, :_POSITIONS].float().contiguous(), sin[0, :_POSITIONS].float().contiguous()
+
+
+ROWS_MAX = 256
+"""Of a batch."""
 
 
 class Workspace:
-    """A request's working memory, as `tables.Place` names it.
+    """A batch's working memory, as `tables.Place` names it.
 
     Attributes:
         places: The table of addresses.
-        chosen: ``[MoE layers, k]``, the experts of each layer.
-        normed: ``[H]``, the input of the experts.
-        outputs: ``[k, H]``, the experts' outputs.
+        rows: The table of rows, ``[ROWS_MAX, ...]``.
+        chosen: ``[MoE layers, rows, k]``, the experts of each layer; for as many rows as were asked for last.
+        sorting: See `step.run`.
+        count: Rows that were asked for last.
+        normed: ``[R, H]``, the input of the experts.
+        outputs: ``[R, k, H]`` float32, the experts' outputs.
     """
 
     def __init__(self, plan: LeanPlan) -> None:
-        shape, layers = plan.shape, plan.layers
+        self._plan = plan
+        self._rows = self._tokens = 0
+        self.places = np.zeros(len(Place), np.int64)
+        self.rows = np.zeros((ROWS_MAX, len(Token)), np.int64)
+        self._held: dict[Place, Tensor] = {}
+        self.count = 0
+
+    def fit(self, rows: int, tokens: int) -> None:
+        """Make room for this many rows, and for attention over this many tokens."""
+        plan, shape, layers = self._plan, self._plan.shape, self._plan.layers
         hidden, experts = int(shape[Shape.HIDDEN]), int(layers[:, Layer.EXPERTS].max())
         heads, kv_heads, size = (int(shape[at]) for at in (Shape.HEADS, Shape.KV_HEADS, Shape.HEAD_DIM))
-        self._group = heads // kv_heads
-        self.places = np.zeros(len(Place), np.int64)
-        self.chosen = np.zeros((int(layers[:, Layer.MOE].max()) + 1, plan.top_k), np.int64)
-        self.normed = np.zeros(hidden, np.float32)
-        self.outputs = np.zeros((plan.top_k, hidden), np.float32)
-        self._held = {
-            Place.X: np.zeros(hidden, np.float32),
-            Place.NORMED: self.normed,
-            Place.QKV: np.zeros((heads + 2 * kv_heads) * size, np.float32),
-            Place.ATTENDED: np.zeros(heads * size, np.float32),
-            Place.LOGITS: np.zeros(2 * experts, np.float32),
-            Place.WEIGHTS: np.zeros(plan.top_k, np.float32),
-            Place.OUTPUTS: self.outputs,
-            Place.SUM: np.zeros(max(hidden, experts), np.float32),
-            Place.INNER: np.zeros(3 * plan.widest, np.float32),
-        }
-        self._publish()
-
-    def fit(self, tokens: int) -> None:
-        """Make room for attention over this many tokens."""
-        self._held[Place.SCORES] = np.zeros(self._group * tokens, np.float32)
-        self._held[Place.ONES] = np.ones(tokens, np.float32)
-        self._publish()
-
-    def _publish(self) -> None:
-        for place, array in self._held.items():
-            self.places[place] = array.ctypes.data
+        if rows > self._rows:
+            self._rows = 1 << (rows - 1).bit_length()
+            r, narrow = self._rows, plan.embedding.dtype
+            self._held |= {
+                Place.X: torch.zeros(r, hidden),
+                Place.NORMED: torch.zeros(r, hidden, dtype=narrow),
+                Place.QKV: torch.zeros(r, (heads + 2 * kv_heads) * size),
+                Place.QUERIES: torch.zeros(heads * size, dtype=narrow),
+                Place.ATTENDED: torch.zeros(r, heads * size, dtype=narrow),
+                Place.MIXED: torch.zeros(size),
+                Place.LOGITS: torch.zeros(r, experts),
+                Place.WORK: torch.zeros(2 * experts),
+                Place.WEIGHTS: torch.zeros(r, plan.top_k),
+                Place.OUTPUTS: torch.zeros(r, plan.top_k, hidden),
+                Place.SUM: torch.zeros(r, hidden),
+                Place.INNER: torch.zeros(r, 3 * plan.widest),
+                Place.GATHERED: torch.zeros(r, hidden, dtype=narrow),
+                Place.COMPUTED: torch.zeros(r, hidden),
+            }
+            self.normed, self.outputs = self._held[Place.NORMED], self._held[Place.OUTPUTS]
+            self.sorting = np.zeros(experts + 1 + r * plan.top_k, np.int64)
+        if tokens > self._tokens:
+            self._tokens = tokens + max(256, tokens // 8)
+            self._held[Place.SCORES] = torch.zeros(heads // kv_heads, self._tokens)
+            self._held[Place.ONES] = torch.ones(self._tokens)
+        elif rows == self.count:
+            return
+        for place, tensor in self._held.items():
+            self.places[place] = tensor.data_ptr()
+        if rows != self.count:
+            self.chosen = np.full((int(layers[:, Layer.MOE].max()) + 1, rows, plan.top_k), -1, np.int64)
+            self.count = rows

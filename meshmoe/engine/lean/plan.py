@@ -35,7 +35,7 @@ class LeanPlan:
         head_bias: ``[V]`` or None.
         norm: Weight and bias of the last norm; the bias may be None.
         rotary: The trunk's module for position frequencies.
-        static_rotary: Whether these depend on the position alone, and not on the length of the text.
+        switch_tokens: See `CacheTraits`.
         top_k: Experts a token is routed to, at most of all layers.
         widest: Of all widths between up and down projection.
     """
@@ -49,7 +49,7 @@ class LeanPlan:
     head_bias: Tensor | None
     norm: tuple[Tensor, Tensor | None]
     rotary: Any
-    static_rotary: bool
+    switch_tokens: int | None
     top_k: int
     widest: int
 
@@ -96,6 +96,7 @@ def make_plan(trunk: Any, experts: tuple[ExpertsModule, ...], traits: CacheTrait
     ordinals = {id(layer.parent): layer for layer in experts}
     layers = np.stack([_layer(block, ordinals.get(id(block.mlp))) for block in model.layers])
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    _require(kind in _ROTARIES, f"position frequencies of kind {kind}, which change with every token of a text")
     norm_bias = getattr(model.norm, "bias", None)
     return LeanPlan(
         tag=TAGS[dtype],
@@ -107,7 +108,7 @@ def make_plan(trunk: Any, experts: tuple[ExpertsModule, ...], traits: CacheTrait
         head_bias=None if trunk.lm_head.bias is None else _weight(trunk.lm_head.bias),
         norm=(_weight(model.norm.weight), None if norm_bias is None else _weight(norm_bias)),
         rotary=model.rotary_emb,
-        static_rotary=kind in ("default", "linear", "llama3", "yarn"),
+        switch_tokens=traits.switch_tokens,
         top_k=int(layers[:, Layer.TOP_K].max()),
         widest=int(layers[:, [Layer.WIDTH, Layer.DENSE_WIDTH]].max()),
     )
@@ -193,6 +194,8 @@ _FAMILIES: dict[str, Callable[[Any, Ints, Floats], None]] = {
     "phimoe": _phimoe,
     "glm4_moe": _glm4,
 }
+
+_ROTARIES = ("default", "linear", "llama3", "yarn", "longrope")
 
 FAMILIES = tuple(sorted(_FAMILIES))
 """Families that the lean path knows, by ``model_type``."""

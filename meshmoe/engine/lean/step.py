@@ -1,11 +1,13 @@
-"""The compiled step: layers one after the other, until one of them needs an expert that is not here.
+"""The compiled step: layers one after the other for a batch of rows, until one needs an expert that is not here.
 
-A layer has three parts. *Route*: norm, attention, norm, router. *Compute*: the chosen experts that are resident.
-*Join*: the weighted sum in ascending order of experts, what every token takes besides, the residual. `run` goes from
-part to part and from layer to layer. It returns after the route of a layer that lacks an expert, so that the caller can
-send for it before `compute_resident`, and goes on at the join once the outputs of the others stand at their places.
+A layer has three parts. *Route*: norm, attention, norm, router. *Compute*: the chosen experts that are resident, each
+once for all the rows that chose it. *Join*: the weighted sum in ascending order of experts, what every token takes
+besides, the residual. `run` goes from part to part and from layer to layer. It returns after the route of a layer that
+lacks an expert, so that the caller can send for it before `compute_resident`, and goes on at the join once the outputs
+of the others stand at their places.
 
-Results are rounded to the model's dtype where transformers' eager code rounds them; in between all is float32.
+Results are rounded to the model's dtype where transformers' eager code rounds them; in between all is float32. Every
+sum of a row has an order of its own (see `kernels.primitives`), so a row's bits are the same in any batch.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from meshmoe.engine.kernels.arithmetic import gate, linear, sigmoid
 from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.expert import expert_rows
 from meshmoe.engine.kernels.primitives import F32_TAG, Tag, dot, increment, read, rounded, size_of, write
-from meshmoe.engine.lean.attention import Floats, Ints, attend, normalise, project
+from meshmoe.engine.lean.attention import Floats, Ints, attend, normalise, project, remember
 from meshmoe.engine.lean.routers import route
-from meshmoe.engine.lean.tables import Layer, Number, Place, Shape
+from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
 
 
 @jit
@@ -29,13 +31,14 @@ def run(
     layers: Ints,
     places: Ints,
     experts: Ints,
-    cache: Ints,
+    rows: Ints,
     counts: Ints,
     chosen: Ints,
-    position: int,
+    sorting: Ints,
     begin: int,
     end: int,
     joining: bool,
+    pausing: bool,
 ) -> int:
     """Compute layers from ``begin`` to before ``end``.
 
@@ -46,13 +49,14 @@ def run(
         layers: See `tables`.
         places: See `tables`.
         experts: ``[MoE layers, experts, 2]``: addresses of gate-and-up and down projection, 0 for what is not resident.
-        cache: ``[layers, 3]``: addresses of keys and of values, and the tokens that they have room for.
-        counts: ``[MoE layers]``: addresses of the int64 counters of activations.
-        chosen: ``[MoE layers, k]``; gets the experts of each layer.
-        position: Of the token.
+        rows: See `tables`. Rows of one sequence stand in the order of their positions.
+        counts: ``[kinds, MoE layers]``: addresses of the int64 counters of activations.
+        chosen: ``[MoE layers, rows, k]``; gets the experts of each layer.
+        sorting: ``[experts + 1 + rows * k]``, to work with.
         begin: First layer.
         end: Layer to stop before.
         joining: Whether the first layer's experts are all computed and it only has to be joined.
+        pausing: Whether to return after the route of a layer with experts even if none is lacking.
 
     Returns:
         ``end``; or the layer that has been routed and lacks experts, as ``-1 - layer``.
@@ -61,87 +65,168 @@ def run(
         layer = layers[at]
         moe = layer[Layer.MOE]
         if not joining:
-            _mix_tokens(tag, shape, numbers, layer, places, cache[at], position)
+            _mix_tokens(tag, shape, numbers, layer, places, rows, at)
             if moe >= 0:
-                route(tag, shape, numbers, layer, places, chosen[moe])
-                missing = False
-                for i in range(layer[Layer.TOP_K]):
-                    increment(counts[moe], chosen[moe, i])
-                    missing |= experts[moe, chosen[moe, i], 0] == 0
+                route(tag, shape, numbers, layer, places, experts[moe], rows, chosen[moe])
+                missing = pausing
+                for r in range(len(rows)):
+                    kind = rows[r, Token.COUNTS]
+                    for i in range(layer[Layer.TOP_K]):
+                        expert = chosen[moe, r, i]
+                        if expert >= 0:
+                            missing |= experts[moe, expert, 0] == 0
+                            if kind >= 0:
+                                increment(counts[kind, moe], expert)
                 if missing:
                     return -1 - at
-                compute_resident(tag, shape, layer, places, experts[moe], chosen[moe])
+                compute_resident(
+                    tag, shape, layer, places, experts[moe], chosen[moe], sorting, len(rows), 0, layer[Layer.EXPERTS]
+                )
         joining = False
-        _join(tag, shape, layer, places)
+        _join(tag, shape, layer, places, len(rows))
     return end
 
 
 @jit
-def _mix_tokens(tag: Tag, shape: Ints, numbers: Floats, layer: Ints, places: Ints, cache: Ints, position: int) -> None:
+def _mix_tokens(tag: Tag, shape: Ints, numbers: Floats, layer: Ints, places: Ints, rows: Ints, at: int) -> None:
     """Attention with its norm and residual, and the norm after it."""
-    hidden, x, normed, kind = shape[Shape.HIDDEN], places[Place.X], places[Place.NORMED], shape[Shape.NORM]
-    eps, total = numbers[Number.NORM_EPS], places[Place.SUM]
-    normalise(tag, kind, layer[Layer.IN_NORM], layer[Layer.IN_NORM_BIAS], eps, x, normed, hidden)
-    project(tag, shape, numbers, layer, places)
-    attend(tag, shape, numbers, places, cache[0], cache[1], cache[2], position)
+    hidden, count, kind = shape[Shape.HIDDEN], len(rows), shape[Shape.NORM]
+    eps, x, normed, total = numbers[Number.NORM_EPS], places[Place.X], places[Place.NORMED], places[Place.SUM]
+    wide = hidden * size_of(tag)
+    for r in range(count):
+        weight, bias = layer[Layer.IN_NORM], layer[Layer.IN_NORM_BIAS]
+        normalise(tag, tag, kind, weight, bias, eps, x + 4 * r * hidden, normed + r * wide, hidden)
+    project(tag, shape, numbers, layer, places, rows)
+    remember(tag, shape, places, rows, at)
+    for r in range(count):
+        attend(tag, shape, numbers, places, rows, r, at)
     width = shape[Shape.HEADS] * shape[Shape.HEAD_DIM]
-    linear(tag, layer[Layer.O], layer[Layer.O_BIAS], places[Place.ATTENDED], total, 1, hidden, width)
-    for i in range(hidden):
+    linear(tag, layer[Layer.O], layer[Layer.O_BIAS], places[Place.ATTENDED], total, count, hidden, width)
+    for i in range(count * hidden):
         write(F32_TAG, x, i, rounded(tag, read(F32_TAG, x, i) + read(F32_TAG, total, i)))
-    normalise(tag, kind, layer[Layer.POST_NORM], layer[Layer.POST_NORM_BIAS], eps, x, normed, hidden)
+    for r in range(count):
+        weight, bias = layer[Layer.POST_NORM], layer[Layer.POST_NORM_BIAS]
+        normalise(tag, tag, kind, weight, bias, eps, x + 4 * r * hidden, normed + r * wide, hidden)
 
 
 @jit
-def compute_resident(tag: Tag, shape: Ints, layer: Ints, places: Ints, experts: Ints, chosen: Ints) -> None:
-    """Compute those of a layer's chosen experts that are resident; ``experts`` is ``[experts, 2]``."""
-    hidden, outputs = shape[Shape.HIDDEN], places[Place.OUTPUTS]
-    for i in range(layer[Layer.TOP_K]):
-        gate_up, down = experts[chosen[i], 0], experts[chosen[i], 1]
-        if gate_up != 0:
-            y = outputs + 4 * i * hidden
-            expert_rows(tag, gate_up, down, places[Place.NORMED], y, places[Place.INNER], 1, hidden, layer[Layer.WIDTH])
+def compute_resident(
+    tag: Tag,
+    shape: Ints,
+    layer: Ints,
+    places: Ints,
+    experts: Ints,
+    chosen: Ints,
+    sorting: Ints,
+    rows: int,
+    begin: int,
+    end: int,
+) -> None:
+    """Compute those of a layer's chosen experts that are resident, from ``begin`` to before ``end``.
 
-
-@jit
-def _join(tag: Tag, shape: Ints, layer: Ints, places: Ints) -> None:
-    """Sum the experts' outputs, add what every token takes, and the residual."""
-    hidden, x, total, outputs = shape[Shape.HIDDEN], places[Place.X], places[Place.SUM], places[Place.OUTPUTS]
-    moe = layer[Layer.MOE] >= 0
-    if moe:
-        for n in range(hidden):
-            write(F32_TAG, total, n, np.float32(0))
-        for i in range(layer[Layer.TOP_K]):
-            weight = read(F32_TAG, places[Place.WEIGHTS], i)
+    ``experts`` is ``[experts, 2]``, ``chosen`` ``[rows, k]``; ``sorting`` as in `run`.
+    """
+    hidden, top_k, width = shape[Shape.HIDDEN], layer[Layer.TOP_K], layer[Layer.WIDTH]
+    normed, outputs, inner = places[Place.NORMED], places[Place.OUTPUTS], places[Place.INNER]
+    if rows == 1:
+        for i in range(top_k):
+            e = chosen[0, i]
+            if begin <= e < end and experts[e, 0] != 0:
+                y = outputs + 4 * i * hidden
+                expert_rows(tag, experts[e, 0], experts[e, 1], normed, y, inner, 1, hidden, width)
+        return
+    # Sort the pairs by expert: first how many each has, then where its first stands, then the pairs.
+    pairs = sorting[end + 1 :]
+    for e in range(begin, end + 1):
+        sorting[e] = 0
+    for r in range(rows):
+        for i in range(top_k):
+            e = chosen[r, i]
+            if begin <= e < end and experts[e, 0] != 0:
+                sorting[e + 1] += 1
+    for e in range(begin, end):
+        sorting[e + 1] += sorting[e]
+    for r in range(rows):
+        for i in range(top_k):
+            e = chosen[r, i]
+            if begin <= e < end and experts[e, 0] != 0:
+                pairs[sorting[e]] = r * top_k + i
+                sorting[e] += 1
+    # Now each expert's entry says where its last pair stands, and the one before where its first does.
+    gathered, computed, first = places[Place.GATHERED], places[Place.COMPUTED], 0
+    for e in range(begin, end):
+        count = sorting[e] - first
+        if count == 0:
+            continue
+        for m in range(count):
+            r = pairs[first + m] // top_k
             for n in range(hidden):
-                part = rounded(tag, read(F32_TAG, outputs, i * hidden + n) * weight)
-                write(F32_TAG, total, n, rounded(tag, read(F32_TAG, total, n) + part))
+                write(tag, gathered, m * hidden + n, read(tag, normed, r * hidden + n))
+        expert_rows(tag, experts[e, 0], experts[e, 1], gathered, computed, inner, count, hidden, width)
+        for m in range(count):
+            for n in range(hidden):
+                write(F32_TAG, outputs, pairs[first + m] * hidden + n, read(F32_TAG, computed, m * hidden + n))
+        first += count
+
+
+@jit
+def _join(tag: Tag, shape: Ints, layer: Ints, places: Ints, rows: int) -> None:
+    """Sum the experts' outputs, add what every token takes, and the residual."""
+    hidden, x, total, dense = shape[Shape.HIDDEN], places[Place.X], places[Place.SUM], places[Place.COMPUTED]
+    moe, top_k = layer[Layer.MOE] >= 0, layer[Layer.TOP_K]
     if layer[Layer.DENSE_WIDTH] > 0:
-        _dense(tag, hidden, layer, places)
-        share = np.float32(1)
-        if layer[Layer.DENSE_MIX] != 0:
-            share = rounded(tag, dot(tag, layer[Layer.DENSE_MIX], places[Place.NORMED], hidden))
-            share = rounded(tag, sigmoid(share))
+        _dense(tag, hidden, layer, places, rows)
+    for r in range(rows):
+        here = total + 4 * r * hidden
         for n in range(hidden):
-            part = rounded(tag, share * read(F32_TAG, outputs, n))
-            write(F32_TAG, total, n, rounded(tag, read(F32_TAG, total, n) + part) if moe else part)
-    for n in range(hidden):
-        write(F32_TAG, x, n, rounded(tag, read(F32_TAG, x, n) + read(F32_TAG, total, n)))
+            write(F32_TAG, here, n, np.float32(0))
+        for i in range(top_k):
+            weight = read(F32_TAG, places[Place.WEIGHTS], r * top_k + i)
+            if weight == np.float32(0):
+                continue  # perhaps not computed: there were fewer experts to choose from than k
+            outputs = places[Place.OUTPUTS] + 4 * (r * top_k + i) * hidden
+            for n in range(hidden):
+                part = rounded(tag, read(F32_TAG, outputs, n) * weight)
+                write(F32_TAG, here, n, rounded(tag, read(F32_TAG, here, n) + part))
+        if layer[Layer.DENSE_WIDTH] > 0:
+            share = np.float32(1)
+            if layer[Layer.DENSE_MIX] != 0:
+                normed = places[Place.NORMED] + r * hidden * size_of(tag)
+                share = rounded(tag, dot(tag, layer[Layer.DENSE_MIX], normed, hidden))
+                share = rounded(tag, sigmoid(share))
+            for n in range(hidden):
+                part = rounded(tag, share * read(F32_TAG, dense, r * hidden + n))
+                write(F32_TAG, here, n, rounded(tag, read(F32_TAG, here, n) + part) if moe else part)
+        for n in range(hidden):
+            at = r * hidden + n
+            write(F32_TAG, x, at, rounded(tag, read(F32_TAG, x, at) + read(F32_TAG, here, n)))
 
 
 @jit
-def _dense(tag: Tag, hidden: int, layer: Ints, places: Ints) -> None:
-    """The block that every token takes; the result goes to the first of the outputs."""
+def _dense(tag: Tag, hidden: int, layer: Ints, places: Ints, rows: int) -> None:
+    """The block that every token takes."""
     width, gates = layer[Layer.DENSE_WIDTH], places[Place.INNER]
-    ups = gates + 4 * width
-    linear(tag, layer[Layer.DENSE_GATE], 0, places[Place.NORMED], gates, 1, width, hidden)
-    linear(tag, layer[Layer.DENSE_UP], 0, places[Place.NORMED], ups, 1, width, hidden)
-    gate(tag, gates, ups, gates, width)
-    linear(tag, layer[Layer.DENSE_DOWN], 0, gates, places[Place.OUTPUTS], 1, hidden, width)
+    ups = gates + 4 * rows * width
+    gated = ups + 4 * rows * width
+    linear(tag, layer[Layer.DENSE_GATE], 0, places[Place.NORMED], gates, rows, width, hidden)
+    linear(tag, layer[Layer.DENSE_UP], 0, places[Place.NORMED], ups, rows, width, hidden)
+    gate(tag, gates, ups, gated, rows * width)
+    linear(tag, layer[Layer.DENSE_DOWN], 0, gated, places[Place.COMPUTED], rows, hidden, width)
 
 
 @jit
-def embed(tag: Tag, table: int, token: int, x: int, hidden: int) -> None:
-    """A token's row of the embedding table, ``[H]`` float32 to ``x``."""
-    row = table + token * hidden * size_of(tag)
-    for i in range(hidden):
-        write(F32_TAG, x, i, read(tag, row, i))
+def finish(tag: Tag, shape: Ints, weight: int, bias: int, eps: np.float32, places: Ints, wanted: Ints) -> None:
+    """The last norm of the rows named in ``wanted``, one after the other to ``GATHERED``."""
+    hidden = shape[Shape.HIDDEN]
+    for m in range(len(wanted)):
+        x, y = places[Place.X] + 4 * wanted[m] * hidden, places[Place.GATHERED] + m * hidden * size_of(tag)
+        normalise(tag, tag, shape[Shape.NORM], weight, bias, eps, x, y, hidden)
+
+
+@jit
+def embed(tag: Tag, table: int, tokens: Ints, x: int, hidden: int) -> None:
+    """Rows of the embedding table, ``[R, H]`` float32 to ``x``."""
+    for r in range(len(tokens)):
+        row = table + tokens[r] * hidden * size_of(tag)
+        for i in range(hidden):
+            write(F32_TAG, x, r * hidden + i, read(tag, row, i))

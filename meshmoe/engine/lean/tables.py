@@ -1,9 +1,9 @@
 """The tables that the compiled step reads: which number stands in which column.
 
-Compiled code takes arrays and integers, not objects, so a model is described to it by four tables: ``shape`` (whole
-numbers that hold for all layers), ``numbers`` (float32 constants), ``layers`` (a row a layer: addresses of weights,
-widths, kinds) and ``places`` (addresses of a request's working memory). An address of 0 means that the family has no
-such tensor.
+Compiled code takes arrays and integers, not objects, so a model is described to it by tables: ``shape`` (whole numbers
+that hold for all layers), ``numbers`` (float32 constants), ``layers`` (a row a layer: addresses of weights, widths,
+kinds), ``places`` (addresses of a batch's working memory) and ``rows`` (a row a token of the batch). An address of 0
+means that the family has no such tensor.
 """
 
 from __future__ import annotations
@@ -108,29 +108,56 @@ class Layer(IntEnum):
     """``[1, H]``: how much of the shared expert is added; 0 for all of it."""
 
 
+class Token(IntEnum):
+    """Columns of ``rows``: int64, a row a token of the batch."""
+
+    BLOCKS = 0
+    """Address of the int64 addresses of its sequence's key-value blocks."""
+    POSITION = 1
+    COS = 2
+    SIN = 3
+    """Addresses of ``[rotary dim]`` float32, at the token's position."""
+    COUNTS = 4
+    """Which of the node's counters its activations go to: a row of ``counts``, or -1."""
+    LOCAL = 5
+    """1 where its router may choose among the resident experts only."""
+
+
 class Place(IntEnum):
-    """Entries of ``places``: addresses of float32 numbers."""
+    """Entries of ``places``: addresses of float32 numbers, or (*narrow*) of numbers in the model's dtype.
+
+    R is the number of rows in the batch; arrays are packed for that many.
+    """
 
     X = 0
-    """``[H]``: the hidden state between layers."""
+    """``[R, H]``: the hidden states between layers."""
     NORMED = 1
-    """``[H]``: input of attention, later of the experts."""
+    """``[R, H]``, narrow: input of attention, later of the experts."""
     QKV = 2
-    ATTENDED = 3
-    SCORES = 4
+    """``[R, heads * d]``, then ``[R, kv_heads * d]`` twice."""
+    QUERIES = 3
+    """``[heads, d]``, narrow: of the row at hand."""
+    ATTENDED = 4
+    """``[R, heads * d]``, narrow."""
+    MIXED = 5
+    """``[d]``."""
+    SCORES = 6
     """``[heads of a group, tokens]``."""
-    ONES = 5
+    ONES = 7
     """``[tokens]``."""
-    LOGITS = 6
-    """``[2, E]``: of the router, and for its working."""
-    WEIGHTS = 7
-    """``[k]``: the router's weights of the chosen experts."""
-    OUTPUTS = 8
-    """``[k, H]``: of the chosen experts."""
-    SUM = 9
-    """``[H]``."""
-    INNER = 10
-    """Room for three times the widest of all widths."""
-    COS = 11
-    SIN = 12
-    """``[rotary dim]``, at the position of the token."""
+    LOGITS = 8
+    """``[R, E]``, of the router."""
+    WORK = 9
+    """``[2 * E]``."""
+    WEIGHTS = 10
+    """``[R, k]``: the router's weights of the chosen experts."""
+    OUTPUTS = 11
+    """``[R, k, H]``: of the chosen experts."""
+    SUM = 12
+    """``[R, H]``."""
+    INNER = 13
+    """Room for R times three times the widest of all widths."""
+    GATHERED = 14
+    """``[R, H]``, narrow: the rows of one expert."""
+    COMPUTED = 15
+    """``[R, H]``: what it makes of them."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from meshmoe.engine.kernels import choice
-from meshmoe.engine.kernels.expert import ROWS_MAX, compute_few_rows
+from meshmoe.engine.kernels.expert import compute_rows
 from meshmoe.model.experts_modules import compute_expert, find_experts_modules
 from meshmoe.model.tiny_configs import tiny_config
 
@@ -36,8 +36,8 @@ def experts_of(family):
 @pytest.mark.parametrize(("hidden", "width"), [(64, 48), (70, 37), (1024, 512)])
 def test_as_torch_computes_it(dtype, hidden, width):
     module, weights = experts_of("qwen3_moe"), weights_of(hidden, width, dtype)
-    x = rows_of(ROWS_MAX, hidden, dtype)
-    got, expected = compute_few_rows(weights, x), compute_expert(module, weights, x)
+    x = rows_of(7, hidden, dtype)
+    got, expected = compute_rows(weights, x), compute_expert(module, weights, x)
     assert got.dtype == dtype
     error = (got.float() - expected.float()).abs().max() / expected.float().abs().max()
     assert error <= TOLERANCE[dtype]
@@ -48,14 +48,14 @@ def test_as_torch_computes_it(dtype, hidden, width):
     st.sampled_from(DTYPES),
     st.integers(1, 140),
     st.integers(1, 70),
-    st.lists(st.integers(0, 7), min_size=1, max_size=ROWS_MAX),
+    st.lists(st.integers(0, 7), min_size=1, max_size=11),
 )
 @settings(deadline=None, max_examples=60)
 def test_a_row_has_the_same_bits_with_any_neighbours(dtype, hidden, width, chosen):
     weights, x = weights_of(hidden, width, dtype), rows_of(8, hidden, dtype)
-    together = compute_few_rows(weights, x[chosen])
+    together = compute_rows(weights, x[chosen])
     for row, place in zip(together, chosen, strict=True):
-        assert torch.equal(row, compute_few_rows(weights, x[place : place + 1].clone())[0])
+        assert torch.equal(row, compute_rows(weights, x[place : place + 1].clone())[0])
 
 
 def test_bits_do_not_depend_on_where_weights_lie():
@@ -65,17 +65,16 @@ def test_bits_do_not_depend_on_where_weights_lie():
         room = torch.empty(tensor.numel() + 3, dtype=tensor.dtype)
         moved[name] = room[3:].view_as(tensor).copy_(tensor)
         assert moved[name].data_ptr() % 64
-    assert torch.equal(compute_few_rows(weights, x), compute_few_rows(moved, x))
+    assert torch.equal(compute_rows(weights, x), compute_rows(moved, x))
 
 
-@pytest.mark.parametrize("rows", range(1, ROWS_MAX + 2))
-def test_the_kernel_is_chosen_by_rows(rows):
-    module, weights, x = experts_of("mixtral"), weights_of(64, 48, torch.float32), rows_of(rows, 64, torch.float32)
-    stock, few = compute_expert(module, weights, x), None
-    if rows <= ROWS_MAX:
-        few = compute_few_rows(weights, x)
-        assert not torch.equal(stock, few), "pick weights that tell the two apart"
-    assert torch.equal(choice.compute(module, weights, x), stock if few is None else few)
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_the_kernel_is_chosen_by_family_whatever_the_rows(rows):
+    weights, x = weights_of(64, 48, torch.float32), rows_of(rows, 64, torch.float32)
+    module = experts_of("mixtral")
+    stock, ours = compute_expert(module, weights, x), compute_rows(weights, x)
+    assert not torch.equal(stock, ours), "pick weights that tell the two apart"
+    assert torch.equal(choice.compute(module, weights, x), ours)
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "dbrx", "llama4_text", "gemma4_text", "nemotron_h", "lfm2_moe"])
@@ -89,7 +88,7 @@ def test_plain_experts_are_known(family):
 
 
 def test_without_numba_torch_computes(monkeypatch):
-    monkeypatch.setattr(choice, "_few_rows", None)
+    monkeypatch.setattr(choice, "_compiled", None)
     module, weights, x = experts_of("mixtral"), weights_of(64, 48, torch.float32), rows_of(2, 64, torch.float32)
     assert torch.equal(choice.compute(module, weights, x), compute_expert(module, weights, x))
     assert not choice.compiled()

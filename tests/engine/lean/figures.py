@@ -13,7 +13,7 @@ import torch
 
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import RequestDispatch, current_runner
-from meshmoe.engine.lean.request import LeanEngine
+from meshmoe.engine.lean.batch import LeanEngine, Row
 from meshmoe.engine.model import load_moe_model
 from meshmoe.engine.request import GenerationStats
 from meshmoe.model.checkpoint import Checkpoint
@@ -41,14 +41,16 @@ def next_tokens(directory: Path, dtype: torch.dtype, count: int) -> tuple[list[i
     pool = pool_of(checkpoint, model, model.experts)
     dispatch = RequestDispatch(NoJob(), pool, None, GenerationStats(), ActivationCounts.zeros(sizes), decode=True)
     current_runner.set(dispatch)
-    lean = LeanEngine(model.lean, pool, sizes).request(dispatch)
+    lean = LeanEngine(model.lean, pool, sizes, None, ActivationCounts.zeros(sizes), 256 << 20)
+    sequence, batch, stats = lean.sequence(), lean.batch(NoJob()), GenerationStats()
     ids = model.tokenizer(text()).input_ids[:count]
-    caches = [model.forward(ids[:READ_FIRST], 0, model.new_cache())[1] for _ in range(2)]
+    _, cache = model.forward(ids[:READ_FIRST], 0, model.new_cache())
+    batch.forward([Row(sequence, token, stats) for token in ids[:READ_FIRST]])
     found: tuple[list[int], list[int]] = ([], [])
     for position in range(READ_FIRST, len(ids)):
-        logits, caches[0] = model.forward([ids[position]], position, caches[0])
+        logits, cache = model.forward([ids[position]], position, cache)
         found[0].append(int(logits.argmax()))
-        found[1].append(int(lean.step(ids[position], position, caches[1]).argmax()))
+        found[1].append(int(batch.forward([Row(sequence, ids[position], stats)]).argmax()))
     return found
 
 

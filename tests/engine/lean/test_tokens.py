@@ -68,17 +68,18 @@ def test_float32_tokens_are_the_generic_paths(family):
 
 
 @pytest.mark.parametrize(("dtype", "apart_max"), [(torch.bfloat16, 0.2), (torch.float16, 0.03)])
-def test_narrow_tokens_part_only_at_near_ties(family, dtype, apart_max):
-    """Coarse rounding and other sums: where the texts part, both tokens are about as likely."""
-    generic, lean = (written(family, dtype, decode)[0] for decode in ("generic", "lean"))
-    agreed = 0
-    for (ids, logprobs), (lean_ids, lean_logprobs) in zip(generic, lean, strict=True):
+def test_narrow_tokens_part_from_the_exact_ones_only_at_near_ties(family, dtype, apart_max):
+    """Coarse rounding: where the texts part, both tokens are about as likely."""
+    exact, lean = written(family, torch.float32, "generic")[0], written(family, dtype, "lean")[0]
+    near = []
+    for (ids, logprobs), (lean_ids, lean_logprobs) in zip(exact, lean, strict=True):
         for theirs, ours, their_logprob, our_logprob in zip(ids, lean_ids, logprobs, lean_logprobs, strict=True):
-            assert our_logprob == pytest.approx(their_logprob, abs=apart_max)
+            near.append(abs(our_logprob - their_logprob) < apart_max)
             if theirs != ours:
                 break
-            agreed += 1
-    assert agreed > len(generic), "only the first tokens, which the prompts' own pass writes"
+    assert len(near) > 2 * len(exact), "more than the first tokens"
+    # A router has near ties too: a few tokens then come from another expert, and are further apart.
+    assert sum(near) >= 0.9 * len(near)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

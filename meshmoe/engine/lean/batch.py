@@ -1,0 +1,361 @@
+"""One forward pass over rows of any sequences: the ragged step that decoding, prompts and drafts all go through.
+
+A *row* is one token of one sequence, at the position behind what the sequence has read. A batch takes any mixture: one
+row of each of sixteen requests (decode), sixty-four of one (a chunk of a prompt), four of one and one of another (a
+draft to verify beside a decode step). The rows of one sequence stand together in order; each attends to those before
+it. A row's bits are those that it has alone, whatever else is in the batch, so batches may be put together as it suits
+the moment.
+
+    batch = lean.batch(job)                                   # one forward at a time each
+    row = Row(sequence, token, stats)
+    logits = batch.forward([row, ...])                        # [rows whose logits are wanted, V]
+    sequence.truncate(n)                                      # forget positions from n on: rollback of a draft
+
+`forward` reserves room for the rows (`NoBlocksError`, before anything is computed) and counts them as read only when
+it succeeds: after any error the sequences are as they were. A row with ``local`` set chooses only among the experts
+that are resident, so it never waits for the mesh; what it computes is a draft, not the model's, and has to be truncated
+before the sequence is read on in earnest.
+
+The compiled step is entered for several layers at once, as many as take about a millisecond together, because between
+two entries the compute thread looks after more urgent work. A layer that takes longer than that is divided between its
+experts. Where it is cut does not change a bit. At a layer that lacks experts, one call goes out for the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from meshmoe.core.errors import ExpertUnavailableError, PeerError
+from meshmoe.core.ids import ExpertId
+from meshmoe.engine.compute import Call, Job
+from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.kernels.arithmetic import linear
+from meshmoe.engine.lean.blocks import BlockPool, Sequence
+from meshmoe.engine.lean.model import ROWS_MAX, SLICE_S, LeanModel, Workspace
+from meshmoe.engine.lean.resident import ResidentSnapshot, ResidentTable
+from meshmoe.engine.lean.step import compute_resident, embed, finish, run
+from meshmoe.engine.lean.tables import Layer, Number, Place, Shape
+from meshmoe.engine.pool import ExpertPool
+from meshmoe.engine.remote import LayerCall, RemoteExperts
+from meshmoe.engine.request import GenerationStats
+
+_HEAD_BLOCK_BYTES = 8 << 20
+"""Of the logits' weights, computed between two looks."""
+
+
+class Row(NamedTuple):
+    """One token to read.
+
+    Attributes:
+        sequence: Of which text; the token comes behind what it has read and behind the rows of it before this one.
+        token: Its id.
+        stats: Counters of the request.
+        decode: Whether someone waits for this very token; otherwise it is part of a prompt.
+        logits: Whether its logits are wanted.
+        local: Whether it must make do with resident experts: a draft.
+    """
+
+    sequence: Sequence
+    token: int
+    stats: GenerationStats
+    decode: bool = True
+    logits: bool = True
+    local: bool = False
+
+
+class LeanEngine:
+    """The lean path of one engine: a model, the engine's resident experts, and room for keys and values.
+
+    Attributes:
+        model: The model.
+        blocks: The room.
+    """
+
+    def __init__(
+        self,
+        model: LeanModel,
+        pool: ExpertPool,
+        experts_per_layer: Rows[int],
+        remote: RemoteExperts | None,
+        counts: ActivationCounts,
+        kv_bytes: int,
+    ) -> None:
+        self.model = model
+        self.blocks: BlockPool = model.new_blocks(kv_bytes)
+        self.remote = remote
+        self.counts = counts
+        self.resident = ResidentTable(pool, experts_per_layer, model.plan.embedding.dtype)
+
+    def sequence(self, long: bool = False) -> Sequence:
+        """A text of which nothing has been read; ``long`` if it exceeds the model's switch (see `LeanPlan`)."""
+        return Sequence(self.blocks, long)
+
+    def batch(self, job: Job) -> LeanBatch:
+        """Make what computes batches, one after the other, within a job."""
+        return LeanBatch(self, job)
+
+
+class LeanBatch:
+    """See the module. Owns the working memory of one forward."""
+
+    def __init__(self, engine: LeanEngine, job: Job) -> None:
+        self._engine = engine
+        self._model = engine.model
+        self._job = job
+        self._work = Workspace(engine.model.plan)
+        counts = engine.counts
+        self._counters = np.array(
+            [[layer.ctypes.data for layer in kind] for kind in (counts.decode, counts.prefill)], np.int64
+        )
+        self._rows: Rows[Row] = ()
+        self._away: list[tuple[GenerationStats, int]] = []
+
+    def forward(self, rows: Rows[Row]) -> Tensor:
+        """Read tokens.
+
+        Args:
+            rows: 1 to `ROWS_MAX`.
+
+        Returns:
+            ``[n, V]`` float32, rounded to the model's dtype: the logits of the rows that want them.
+
+        Raises:
+            NoBlocksError: There is no room for the keys and values.
+            ExpertUnavailableError: An expert cannot be had.
+            PeerError: The mesh answered something else than what was asked.
+            JobCancelled: The job was cancelled.
+        """
+        assert 0 < len(rows) <= ROWS_MAX
+        self._rows, self._away = rows, []
+        model, plan = self._model, self._model.plan
+        lengths = self._enter(rows)
+        at, last, joining, count = 0, len(plan.layers), False, len(rows)
+        while at < last:
+            self._job.checkpoint()
+            snapshot = self._engine.resident.snapshot()
+            pausing = not joining and model.layer_s(count) > 2 * SLICE_S
+            end = min(last, at + model.layers_a_slice(count))
+            began, joined = perf_counter(), joining
+            reached = self._run(snapshot, at, end, joining, pausing)
+            took_s = perf_counter() - began
+            joining = reached < 0
+            if joining:
+                reached = -1 - reached
+                took_s += self._experts(snapshot, reached, pausing)
+            if reached + joining > at + joined:  # a join alone says little of what layers take
+                model.account(took_s, reached + joining - at - joined, count)
+            at = reached
+            del snapshot  # it would keep what is evicted
+        for sequence, length in lengths.items():
+            sequence.length = length
+        self._count(rows)
+        return self._logits(rows)
+
+    def _enter(self, rows: Rows[Row]) -> dict[Sequence, int]:
+        """Have room for the rows, describe them to the compiled step and embed them; returns the lengths to come."""
+        plan, work, table = self._model.plan, self._work, self._work.rows
+        lengths: dict[Sequence, int] = {}
+        for row in rows:
+            lengths[row.sequence] = lengths.get(row.sequence, row.sequence.length) + 1
+        for sequence, length in lengths.items():
+            sequence.reserve(length - sequence.length)
+        at, before = -1, None
+        for number, row in enumerate(rows):
+            sequence = row.sequence
+            at = at + 1 if sequence is before else sequence.length
+            before = sequence
+            cos, sin = self._model.rotation(at, sequence.long)
+            kind = -1 if row.local else 0 if row.decode else 1
+            table[number] = sequence.table.ctypes.data, at, cos, sin, kind, row.local
+        work.fit(len(rows), max(lengths.values()))
+        tokens = np.array([row.token for row in rows], np.int64)
+        embed(plan.tag, plan.embedding.data_ptr(), tokens, int(work.places[Place.X]), int(plan.shape[Shape.HIDDEN]))
+        return lengths
+
+    def _run(self, snapshot: ResidentSnapshot, begin: int, end: int, joining: bool, pausing: bool) -> int:
+        plan, work = self._model.plan, self._work
+        return run(
+            plan.tag,
+            plan.shape,
+            plan.numbers,
+            plan.layers,
+            work.places,
+            snapshot.addresses,
+            work.rows[: work.count],
+            self._counters,
+            work.chosen,
+            work.sorting,
+            begin,
+            end,
+            joining,
+            pausing,
+        )
+
+    def _experts(self, snapshot: ResidentSnapshot, at: int, dividing: bool) -> float:
+        """Have a routed layer's experts computed, the mesh's meanwhile; returns the seconds that the own ones took."""
+        moe = int(self._model.plan.layers[at, Layer.MOE])
+        missing = self._missing(snapshot, at)
+        asked = self._send(moe, missing) if len(missing) else None
+        try:
+            took_s = self._compute(snapshot, at, dividing)
+        except BaseException:
+            if asked is not None:
+                asked.call.abandon()
+            raise
+        if asked is not None:
+            self._receive(asked)
+        return took_s
+
+    def _compute(self, snapshot: ResidentSnapshot, at: int, dividing: bool) -> float:
+        """Compute a layer's resident experts, in parts of about a millisecond where a layer takes long."""
+        plan, work = self._model.plan, self._work
+        layer = plan.layers[at]
+        moe, experts = int(layer[Layer.MOE]), int(layer[Layer.EXPERTS])
+        parts = min(experts, int(self._model.layer_s(work.count) / SLICE_S) + 1) if dividing else 1
+        took_s = 0.0
+        for part in range(parts):
+            if part:
+                self._job.checkpoint()
+            began = perf_counter()
+            compute_resident(
+                plan.tag,
+                plan.shape,
+                layer,
+                work.places,
+                snapshot.addresses[moe],
+                work.chosen[moe],
+                work.sorting,
+                work.count,
+                experts * part // parts,
+                experts * (part + 1) // parts,
+            )
+            took_s += perf_counter() - began
+        return took_s
+
+    def _missing(self, snapshot: ResidentSnapshot, at: int) -> NDArray[np.int64]:
+        """The (expert, row, place among the row's chosen) of all that is not resident, experts and rows ascending."""
+        moe, top_k = self._model.plan.layers[at, [Layer.MOE, Layer.TOP_K]].tolist()
+        chosen = self._work.chosen[moe, :, :top_k]
+        rows, places = np.nonzero((chosen >= 0) & (snapshot.addresses[moe, chosen, 0] == 0))
+        pairs = np.stack([chosen[rows, places], rows, places], axis=1)
+        return pairs[np.argsort(pairs[:, 0], kind="stable")]
+
+    def _send(self, moe: int, missing: NDArray[np.int64]) -> _Asked:
+        """Ask the mesh for the missing experts of a layer, for all rows at once."""
+        remote = self._engine.remote
+        experts = missing[:, 0]
+        if remote is None:
+            named = ", ".join(str(ExpertId(moe, expert)) for expert in sorted(set(experts.tolist())))
+            raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
+        needed, within = np.unique(missing[:, 1], return_inverse=True)
+        hidden = self._work.normed[: self._work.count].index_select(0, torch.from_numpy(needed))
+        by_expert: dict[int, list[int]] = {}
+        for expert, row in zip(experts.tolist(), within.tolist(), strict=True):
+            by_expert.setdefault(expert, []).append(row)
+        concerned = [self._rows[row] for row in needed]
+        decode = any(row.decode for row in concerned)
+        # As patient as the most patient of them; if that is in vain, the others can still be tried alone.
+        stats = GenerationStats(stalled_s=min(row.stats.stalled_s for row in concerned))
+        call = self._job.call(remote.compute, LayerCall(moe, hidden, by_expert, decode, stats))
+        return _Asked(call, moe, hidden, by_expert, missing, stats)
+
+    def _receive(self, asked: _Asked) -> None:
+        """Wait for the missing experts' outputs and put them where the others' are."""
+        began, stalled_s = perf_counter(), asked.stats.stalled_s
+        try:
+            replies = asked.call.wait()
+        finally:
+            self._account(asked, perf_counter() - began, asked.stats.stalled_s - stalled_s)
+        outputs, at = self._work.outputs.view(-1, self._model.plan.top_k, asked.hidden.shape[1]), 0
+        for expert, numbers in asked.rows.items():
+            reply, shape = replies.get(expert), (len(numbers), asked.hidden.shape[1])
+            if reply is None or reply.shape != shape or reply.dtype != asked.hidden.dtype:
+                found = "nothing" if reply is None else f"{tuple(reply.shape)} {reply.dtype}"
+                raise PeerError(
+                    f"expert {ExpertId(asked.layer, expert)}: the mesh answered {found}, not {shape} "
+                    f"{asked.hidden.dtype}"
+                )
+            pairs = asked.missing[at : at + len(numbers)]
+            outputs[pairs[:, 1], pairs[:, 2]] = reply.float()
+            at += len(numbers)
+
+    def _account(self, asked: _Asked, waited_s: float, stalled_s: float) -> None:
+        """Tell the requests concerned what the call took; bytes in proportion to their shares of it."""
+        rows, shares = np.unique(asked.missing[:, 1], return_counts=True)
+        by_request: dict[int, tuple[Row, int]] = {}
+        for number, share in zip(rows.tolist(), shares.tolist(), strict=True):
+            row = self._rows[number]
+            by_request[id(row.stats)] = (row, by_request.get(id(row.stats), (row, 0))[1] + share)
+        for row, share in by_request.values():
+            stats = row.stats
+            self._away.append((stats, share))
+            stats.remote_wait_s += waited_s
+            stats.stalled_s += stalled_s
+            stats.retries += asked.stats.retries
+            stats.sent_bytes += asked.stats.sent_bytes * share // len(asked.missing)
+            stats.received_bytes += asked.stats.received_bytes * share // len(asked.missing)
+            if row.decode:
+                stats.decode_rounds += 1
+            else:
+                stats.prefill_rounds += 1
+
+    def _count(self, rows: Rows[Row]) -> None:
+        """Tell requests and node what has been computed; drafts do not count."""
+        for row in rows:
+            if not row.local:
+                row.stats.expert_calls_local += self._model.expert_calls
+        for stats, calls in self._away:
+            stats.expert_calls_local -= calls
+            stats.expert_calls_remote += calls
+        sets, log = self._work.chosen.transpose(1, 0, 2), self._engine.counts.log
+        steps = [at for at, row in enumerate(rows) if row.decode and not row.local]
+        if steps:
+            log.add(sets[steps], decode=True)
+        chunks: dict[Sequence, list[int]] = {}
+        for at, row in enumerate(rows):
+            if not row.decode and not row.local:
+                chunks.setdefault(row.sequence, []).append(at)
+        for chunk in chunks.values():
+            log.add(sets[chunk], decode=False)
+
+    def _logits(self, rows: Rows[Row]) -> Tensor:
+        plan, work = self._model.plan, self._work
+        wanted = np.array([at for at, row in enumerate(rows) if row.logits], np.int64)
+        vocabulary, hidden = plan.head.shape
+        logits = torch.empty(len(wanted), vocabulary)
+        if not len(wanted):
+            return logits
+        weight, bias = plan.norm
+        bias_at = 0 if bias is None else bias.data_ptr()
+        finish(plan.tag, plan.shape, weight.data_ptr(), bias_at, plan.numbers[Number.NORM_EPS], work.places, wanted)
+        x, size = int(work.places[Place.GATHERED]), plan.head.element_size()
+        block = max(1, _HEAD_BLOCK_BYTES // (hidden * size))
+        for begin in range(0, vocabulary, block):
+            count = min(block, vocabulary - begin)
+            part = logits if count == vocabulary else torch.empty(len(wanted), count)
+            if begin:
+                self._job.checkpoint()
+            at = plan.head.data_ptr() + begin * hidden * size
+            head_bias = 0 if plan.head_bias is None else plan.head_bias.data_ptr() + begin * size
+            linear(plan.tag, at, head_bias, x, part.data_ptr(), len(wanted), count, hidden)
+            if part is not logits:
+                logits[:, begin : begin + count] = part
+        return logits
+
+
+class _Asked(NamedTuple):
+    """A call to the mesh under way, and what it is about (`LeanBatch._missing`)."""
+
+    call: Call[dict[int, Tensor]]
+    layer: int
+    hidden: Tensor
+    rows: dict[int, list[int]]
+    missing: NDArray[np.int64]
+    stats: GenerationStats
