@@ -29,7 +29,7 @@ def family(request, tmp_path_factory):
 
 
 def prompts_of(checkpoint):
-    rng = random.Random(checkpoint.directory.name)
+    rng = random.Random(checkpoint.config.model_type)
     # Longer than a chunk of the prompt, across the end of the cache's first room (one token, then 256 more), short.
     return [tuple(rng.randrange(3, 288) for _ in range(length)) for length in (270, 250, 9, 1)]
 
@@ -83,10 +83,10 @@ def test_narrow_tokens_part_from_the_exact_ones_only_at_near_ties(family, dtype,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.7])
 def test_placement_changes_no_bit(family, dtype, share):
     model = load_moe_model(family, dtype)
-    rng = random.Random(f"{share}{family.directory.name}")
+    rng = random.Random(f"{share}{family.config.model_type}")
     here = [expert for expert in model.experts if rng.random() < share]
     prompts = prompts_of(family)[1:3]
     whole, stats, counts = written(family, dtype, "lean", prompts=prompts)
