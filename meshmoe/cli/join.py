@@ -88,6 +88,15 @@ that one; with --model it begins one. A box without the model's files gets what 
     help="Look for a mesh by multicast DNS, and be found.  [default: yes, unless --listen is loopback]",
 )
 @click.option("--insecure", is_flag=True, help="No encryption, no admission: everybody who connects is believed.")
+@click.option(
+    "--half-life",
+    "half_life_s",
+    type=click.FloatRange(1.0, 1e7),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How soon this node forgets what it was used for; experts are placed by what it remembers.",
+)
 @click.option("--seed", type=int, metavar="N", help="Of this node's own chance (probe order, emulated jitter).")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def join(  # noqa: D103 - the help text stands above
@@ -110,6 +119,7 @@ def join(  # noqa: D103 - the help text stands above
     hedge: bool,
     discovery: bool | None,
     insecure: bool,
+    half_life_s: float,
     seed: int | None,
     verbose: bool,
 ) -> None:
@@ -138,6 +148,7 @@ def join(  # noqa: D103 - the help text stands above
         links=_emulated_links(links, node),
         hedge=hedge,
         insecure=insecure,
+        demand_half_life_s=half_life_s,
         seed=seed,
     )
     _set_up_logging(verbose)

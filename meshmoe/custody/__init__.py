@@ -32,6 +32,7 @@ from meshmoe.custody.events import (
     OnDisk,
     PieceArrived,
     PieceFailed,
+    Planned,
     SetCapacity,
     SetRate,
     UnitFailed,
@@ -43,7 +44,7 @@ from meshmoe.custody.events import (
 from meshmoe.custody.machine import CustodyMachine
 from meshmoe.custody.messages import CUSTODY_MESSAGES
 from meshmoe.custody.migration import Donation, Reception
-from meshmoe.custody.slots import SlotPlan, plan_slots, succession
+from meshmoe.custody.slots import SlotPlan, plan_slots, planned_slots, succession
 from meshmoe.custody.state import CustodyState, check_state, decode_state, next_generation
 from meshmoe.custody.throttle import TokenBucket, next_rate
 
@@ -76,6 +77,7 @@ __all__ = [
     "Persist",
     "PieceArrived",
     "PieceFailed",
+    "Planned",
     "Reception",
     "Released",
     "RequestPiece",
@@ -96,6 +98,7 @@ __all__ = [
     "next_generation",
     "next_rate",
     "plan_slots",
+    "planned_slots",
     "stamp_of",
     "succession",
 ]

@@ -24,6 +24,15 @@ class Want(msgspec.Struct, frozen=True):
     experts: tuple[ExpertId, ...]
 
 
+class Planned(msgspec.Struct, frozen=True):
+    """Who should hold what by the plans that nodes have agreed on, the owner first; replaces the last.
+
+    Empty while there are no such plans: then custody goes by rendezvous hashing alone.
+    """
+
+    holders: Mapping[ExpertId, tuple[NodeId, ...]]
+
+
 class OnDisk(msgspec.Struct, frozen=True):
     """Experts whose whole unit is on the local disk; replaces what was told earlier."""
 
@@ -97,6 +106,8 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 UnitEvent = UnitOpened | PieceArrived | PieceFailed | UnitLoaded | UnitFailed | Dropped
-CustodyEvent = Tick | Received | ViewChanged | Want | OnDisk | UnitEvent | Give | SetCapacity | SetRate | Leave
+CustodyEvent = (
+    Tick | Received | ViewChanged | Want | Planned | OnDisk | UnitEvent | Give | SetCapacity | SetRate | Leave
+)
 
 RefusalReason = Literal["room", "custodian", "leaving", "busy", "unknown", "failed"]

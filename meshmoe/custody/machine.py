@@ -38,6 +38,7 @@ from meshmoe.custody.events import (
     OnDisk,
     PieceArrived,
     PieceFailed,
+    Planned,
     SetCapacity,
     SetRate,
     UnitFailed,
@@ -62,8 +63,9 @@ from meshmoe.custody.messages import (
 from meshmoe.custody.migration import Donation, Reception
 from meshmoe.custody.questions import Questions
 from meshmoe.custody.receiver import Receivers
+from meshmoe.custody.relocation import Relocation
 from meshmoe.custody.rule import CustodyRule
-from meshmoe.custody.slots import plan_slots
+from meshmoe.custody.slots import plan_slots, planned_slots
 from meshmoe.custody.state import CustodyState
 from meshmoe.custody.survey import Survey
 from meshmoe.membership import Received, Tick
@@ -100,6 +102,7 @@ class CustodyMachine:
         ledger = Ledger(capacity_bytes)
         self._desk = Desk(config, expert_bytes, book, ledger, Survey(life.node), Agenda(), plan, now)
         self._capacities: dict[NodeId, int] = {life.node: capacity_bytes}
+        self._planned: Mapping[ExpertId, tuple[NodeId, ...]] = {}
         self._questions = Questions(self._desk)
         self._intakes = Intakes(self._desk)
         self._custodian = Custodian(self._desk, self._intakes, self._questions)
@@ -107,6 +110,7 @@ class CustodyMachine:
         self._receivers = Receivers(self._desk, self._intakes, self._custodian)
         self._farewell = Farewell(self._desk, self._donors)
         self._easing = Easing(self._desk, self._custodian, self._donors)
+        self._relocation = Relocation(self._desk, self._donors)
         self._desk.agenda.add(expert_bytes)
 
     # -- what others may ask ------------------------------------------------------------
@@ -173,7 +177,8 @@ class CustodyMachine:
     def next_deadline(self) -> float:
         """When to `Tick` next."""
         desk = self._desk
-        parts = (self._intakes, self._donors, self._receivers, self._farewell, self._easing, desk.agenda, desk.survey)
+        machines = (self._intakes, self._donors, self._receivers, self._farewell, self._easing, self._relocation)
+        parts = (*machines, desk.agenda, desk.survey)
         return min(desk.book.ask_deadline_s(), *(part.next_s() for part in parts))
 
     # -- the machine ------------------------------------------------------------
@@ -215,6 +220,10 @@ class CustodyMachine:
                 desk.agenda.add(desk.wants.keys() ^ wants.keys())
                 desk.wants = wants if not desk.leaving else {}
                 self._custodian.open_wants()
+            case Planned():
+                self._planned, self._capacities = event.holders, {}
+                self._replan()
+                self._relocation.plans_changed(any_plans=bool(event.holders))
             case OnDisk():
                 desk.agenda.add(event.experts ^ desk.on_disk)
                 desk.on_disk = event.experts
@@ -290,6 +299,7 @@ class CustodyMachine:
                 self._donors.settle(expert)
         self._custodian.start_intakes()
         self._easing.advance()
+        self._relocation.advance()
         self._farewell.advance()
 
     def _take_agenda(self) -> list[ExpertId]:
@@ -299,13 +309,16 @@ class CustodyMachine:
         return self._desk.agenda.take()
 
     def _replan(self) -> None:
-        """Name guardians anew if the nodes that take part, or their capacities, have changed."""
+        """Name guardians anew if the nodes that take part, their capacities, or their plans have changed."""
         desk = self._desk
         capacities = desk.survey.capacities()
         if not desk.leaving:
             capacities[desk.me] = desk.ledger.capacity_bytes
         if capacities != self._capacities:
             self._capacities = capacities
-            desk.plan = plan_slots(desk.expert_bytes, capacities, desk.config.slots)
+            if self._planned:
+                desk.plan = planned_slots(desk.expert_bytes, capacities, desk.config.slots, self._planned)
+            else:
+                desk.plan = plan_slots(desk.expert_bytes, capacities, desk.config.slots)
             desk.agenda.add(desk.expert_bytes)
             self._custodian.open_wants()

@@ -1,20 +1,24 @@
 """How many slots an expert has, who should fill them, and who is next if they do not.
 
 The guardian plan (`meshmoe.placement.guardian`) fills slot after slot within the nodes' budgets, so an expert has as
-many guardians as capacity allows; custody wants no more than `CustodyConfig.slots` of them. Claims may well stand
-elsewhere, where the exchange has moved them: guardians matter when a slot is vacant.
+many guardians as capacity allows; custody wants no more than `CustodyConfig.slots` of them.
+
+Once nodes have agreed by exchange who should hold what, that comes first: the planned holders are the guardians, the
+owner before the copies, and rendezvous hashing gives second guardians in the room that the plans leave. So copies for
+speed and copies for safety are the same ones as far as they can be. Plans may be old, or differ between views: that
+costs a needless claim or a slot that is filled late, as a wrong view of capacities would.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 
 import msgspec
 
 from meshmoe.core.ids import ExpertId, NodeId
-from meshmoe.placement.guardian import GuardianPlan, guardian_plan
+from meshmoe.placement.guardian import GuardianPlan, guardian_plan, rendezvous_scores
 
 
 class SlotPlan(msgspec.Struct, frozen=True):
@@ -59,6 +63,53 @@ def plan_slots(expert_bytes: Mapping[ExpertId, int], capacity_bytes: Mapping[Nod
             guardians.setdefault(expert, []).append(node)
     ordered = {expert: succession(expert, frozenset(nodes))[:slots] for expert, nodes in guardians.items()}
     return SlotPlan(ordered, plan.missing_bytes)
+
+
+def planned_slots(
+    expert_bytes: Mapping[ExpertId, int],
+    capacity_bytes: Mapping[NodeId, int],
+    slots: int,
+    planned: Mapping[ExpertId, tuple[NodeId, ...]],
+) -> SlotPlan:
+    """Name the guardians of all experts where nodes have agreed who should hold what.
+
+    Args:
+        expert_bytes: Size of every expert.
+        capacity_bytes: Of every node that takes part, as gossiped; planned holders that do not are passed over.
+        slots: Most slots an expert may have.
+        planned: Holders of experts, the owner first; experts that nobody plans to hold may be missing.
+    """
+    total_bytes, place_bytes = sum(expert_bytes.values()), max(expert_bytes.values(), default=0)
+    room = {
+        node: capacity if capacity >= total_bytes else max(0, capacity - place_bytes)
+        for node, capacity in capacity_bytes.items()
+    }
+    guardians: dict[ExpertId, list[NodeId]] = {}
+    for expert, size in expert_bytes.items():
+        guardians[expert] = [node for node in planned.get(expert, ()) if node in room][:slots]
+        for node in guardians[expert]:
+            room[node] -= size
+    experts, nodes = sorted(expert_bytes), sorted(room)
+    scores = rendezvous_scores(experts, nodes, [max(1, room[node]) for node in nodes])
+    preference = dict(zip(experts, (-scores).argsort(axis=1, kind="stable").tolist(), strict=True))
+
+    def fill(some: Iterable[ExpertId], wanted: int) -> None:
+        for expert in some:
+            for place in preference[expert]:
+                if len(guardians[expert]) >= wanted:
+                    break
+                node = nodes[place]
+                if room[node] >= expert_bytes[expert] and node not in guardians[expert]:
+                    guardians[expert].append(node)
+                    room[node] -= expert_bytes[expert]
+
+    for count in range(1, slots + 1):
+        fill(experts, count)
+    for node, capacity in capacity_bytes.items():
+        room[node] += min(capacity, place_bytes) if capacity < total_bytes else 0
+    fill(experts, 1)  # the spare places, where there is nothing else
+    missing_bytes = max(0, total_bytes - sum(capacity_bytes.values()))
+    return SlotPlan({expert: tuple(named) for expert, named in guardians.items() if named}, missing_bytes)
 
 
 @lru_cache(maxsize=65_536)

@@ -8,7 +8,20 @@ from meshmoe.gossip.events import GossipEffect, GossipEvent, LaterLife, Publish,
 from meshmoe.gossip.holdings_news import HoldingsNews
 from meshmoe.gossip.machine import Gossip
 from meshmoe.gossip.messages import GOSSIP_MESSAGES
-from meshmoe.gossip.values import Agreement, Claims, Demand, Holdings, Link, Links, Load, NodeInfo, Value, key_of
+from meshmoe.gossip.values import (
+    Agreement,
+    Claims,
+    Demand,
+    Holdings,
+    Link,
+    Links,
+    Load,
+    NodeInfo,
+    Planned,
+    PlanStamp,
+    Value,
+    key_of,
+)
 from meshmoe.gossip.view import Claim, NodeView, View, holder_digest
 
 __all__ = [
@@ -30,6 +43,8 @@ __all__ = [
     "Load",
     "NodeInfo",
     "NodeView",
+    "PlanStamp",
+    "Planned",
     "Publish",
     "Value",
     "View",

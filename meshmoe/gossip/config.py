@@ -45,7 +45,7 @@ class GossipConfig:
             refused.
         agreement_s: The digest of the holder map is computed and published at most once in this time.
         nodes_max: Owners held; entries of further ones are refused.
-        keys_max: Keys held of one owner, tombstones included: three for each of 1,000 layers.
+        keys_max: Keys held of one owner, tombstones included: four for each of 1,000 layers.
         node_bytes_max: Bytes of values held of one owner.
     """
 
@@ -66,7 +66,7 @@ class GossipConfig:
     departed_s: float = 600.0
     agreement_s: float = 2.0
     nodes_max: int = 2048
-    keys_max: int = 3072
+    keys_max: int = 4096
     node_bytes_max: int = 1 << 20
 
     def budget_bytes_per_s(self, n: int) -> float:

@@ -136,10 +136,38 @@ class Demand(msgspec.Struct, frozen=True, array_like=True):
         return [RATES[byte] for byte in self.rates]
 
 
-Value = NodeInfo | Load | Links | Agreement | Holdings | Claims | Demand
+class PlanStamp(msgspec.Struct, frozen=True, array_like=True):
+    """Which plan a node has: its layers (`Planned`) travel apart, and together give this digest. Key ``plan``."""
 
-_SINGLE: dict[str, type[Value]] = {"node": NodeInfo, "load": Load, "links": Links, "agreement": Agreement}
-_LAYERED: dict[str, type[Holdings | Claims | Demand]] = {"holdings": Holdings, "claims": Claims, "demand": Demand}
+    version: Annotated[int, Meta(ge=0, lt=1 << 62)]
+    digest: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    quiet: bool = False
+    """Whether the node knows of no exchange that would gain anything."""
+
+
+class Planned(msgspec.Struct, frozen=True, array_like=True):
+    """What a node plans to hold of one layer, and what of it it owns. Key ``planned/<layer>``."""
+
+    layer: LayerIndex
+    held: Bitmap
+    owned: Bitmap
+
+
+Value = NodeInfo | Load | Links | Agreement | Holdings | Claims | Demand | PlanStamp | Planned
+
+_SINGLE: dict[str, type[Value]] = {
+    "node": NodeInfo,
+    "load": Load,
+    "links": Links,
+    "agreement": Agreement,
+    "plan": PlanStamp,
+}
+_LAYERED: dict[str, type[Holdings | Claims | Demand | Planned]] = {
+    "holdings": Holdings,
+    "claims": Claims,
+    "demand": Demand,
+    "planned": Planned,
+}
 _NAME_OF = {kind: name for name, kind in (*_SINGLE.items(), *_LAYERED.items())}
 _DECODERS = {kind: msgspec.msgpack.Decoder(kind) for kind in _NAME_OF}
 _ENCODER = msgspec.msgpack.Encoder()
@@ -148,7 +176,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 def key_of(value: Value) -> str:
     """The key under which a value is kept."""
     name = _NAME_OF[type(value)]
-    return f"{name}/{value.layer}" if isinstance(value, Holdings | Claims | Demand) else name
+    return f"{name}/{value.layer}" if isinstance(value, Holdings | Claims | Demand | Planned) else name
 
 
 def pack(value: Value) -> bytes:

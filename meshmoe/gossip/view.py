@@ -20,7 +20,19 @@ import msgspec
 
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.gossip.packing import RATES, unpack_bitmap
-from meshmoe.gossip.values import Agreement, Claims, Demand, Holdings, Link, Links, Load, NodeInfo, Value
+from meshmoe.gossip.values import (
+    Agreement,
+    Claims,
+    Demand,
+    Holdings,
+    Link,
+    Links,
+    Load,
+    NodeInfo,
+    Planned,
+    PlanStamp,
+    Value,
+)
 
 V = TypeVar("V")
 
@@ -46,6 +58,8 @@ class NodeView(msgspec.Struct, frozen=True):
         holdings: Bitmap of resident experts, by layer.
         claims: Epoch of each claimed expert, by layer.
         demand: Quantised rates of its own requests, by layer.
+        stamp: Which plan it has.
+        planned: What it plans to hold and own, by layer; of several versions while a new one is on its way.
     """
 
     node: NodeId
@@ -58,6 +72,8 @@ class NodeView(msgspec.Struct, frozen=True):
     holdings: Mapping[int, bytes] = MappingProxyType({})
     claims: Mapping[int, Mapping[int, int]] = MappingProxyType({})
     demand: Mapping[int, bytes] = MappingProxyType({})
+    stamp: PlanStamp | None = None
+    planned: Mapping[int, Planned] = MappingProxyType({})
 
     def demand_per_s(self, layer: int) -> list[float]:
         """Calls a second of each expert of a layer by this node's own requests; experts beyond the end have none."""
@@ -172,6 +188,10 @@ class View:
                 changed = msgspec.structs.replace(shown, claims=_with(shown.claims, layer, epochs))
             case Demand():
                 changed = msgspec.structs.replace(shown, demand=_with(shown.demand, layer, value.rates))
+            case PlanStamp():
+                changed = msgspec.structs.replace(shown, stamp=value)
+            case Planned():
+                changed = msgspec.structs.replace(shown, planned=_with(shown.planned, layer, value))
             case None:
                 changed = self._without(shown, name, layer)
         self._nodes[node] = changed
@@ -197,6 +217,10 @@ class View:
                 return replace(shown, claims=_with(shown.claims, layer, None))
             case "demand":
                 return replace(shown, demand=_with(shown.demand, layer, None))
+            case "plan":
+                return replace(shown, stamp=None)
+            case "planned":
+                return replace(shown, planned=_with(shown.planned, layer, None))
         return shown
 
     def _index_holdings(self, node: NodeId, layer: int, before: bytes, after: bytes) -> None:

@@ -35,6 +35,7 @@ from meshmoe.custody import (
     OpenUnit,
     Persist,
     PieceArrived,
+    Planned,
     Released,
     RequestPiece,
     SetRate,
@@ -53,6 +54,7 @@ from meshmoe.node.messenger import Messenger
 from meshmoe.node.pacing import Pacer
 from meshmoe.node.unit_intake import UnitIntake
 from meshmoe.node.wants import Wants
+from meshmoe.placement.live import Settled
 from meshmoe.transport.base import Parcel
 from meshmoe.wire.codec import Decoded
 
@@ -93,6 +95,8 @@ class CustodyDriver:
         self.migrations: deque[tuple[float, MigrationEnded]] = deque(maxlen=MIGRATIONS_KEPT)
         """Ended ones with the time, seconds of `now_s`, the latest last."""
         self.counts: Counter[str] = Counter()
+        self.settled = 0
+        """How often placement's plans have come to rest."""
         for message_type in CUSTODY_MESSAGES:
             messenger.on(message_type, self._received)
 
@@ -116,6 +120,13 @@ class CustodyDriver:
         """Queue an event for the machine."""
         self._inbox.append(event)
         self._woken.set()
+
+    def follow(self, settled: Settled) -> None:
+        """Let weights follow plans that have come to rest."""
+        self.settled += 1
+        self._wants.settle(settled.wants, self._pool.experts())
+        self.feed(Planned(settled.holders))
+        self.feed(Want(self._wants.experts))
 
     def leave(self) -> None:
         """Start handing everything over; `leave_progress` and `leave_finished` tell how far it is."""

@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 import trio
 
@@ -50,6 +51,10 @@ from meshmoe.node.settings import DEFAULT_PORT, NodeSettings
 from meshmoe.node.status import LeaveProgress, NodeStatus
 from meshmoe.node.unit_intake import UnitIntake
 from meshmoe.node.wants import Wants
+from meshmoe.placement.live import DEFAULT as LIVE
+from meshmoe.placement.live import Planner
+from meshmoe.placement.live.demand import DemandKeeper
+from meshmoe.placement.world import ModelShape, NodeSpec
 from meshmoe.transport.base import Transport
 from meshmoe.transport.impaired import open_impaired_transport
 from meshmoe.transport.zmq_transport import open_zmq_transport
@@ -70,6 +75,10 @@ everybody who remembered the mesh has gone or been wiped, newcomers would else b
 
 DRAIN_TIMEOUT_S = 30.0
 """How long a leaving node's own requests may go on."""
+
+EXPERT_S = 50e-6
+ROW_S = 5e-6
+"""To compute an expert for one row, and for each further row."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -138,12 +147,14 @@ class Node:
         self.model = await self._load_trunk(self.model_source)
         self.pool = self._make_pool(self.model_source, self.model)
         self._begin_custody(parts, self.model_source, self.model, self.pool)
+        self._begin_placement(parts, self.model, self.pool)
         limits = EngineLimits(threads=self.settings.threads)
         async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(parts.custody.run)
                 nursery.start_soon(self.serving.keep_history)
+                nursery.start_soon(parts.placement.run)
                 nursery.start_soon(self._greet_again, parts, self.model_source.manifest.model_digest)
                 await self._stop.wait()
                 await self.before_stop()  # clients of open streams are told before the engine goes away under them
@@ -275,6 +286,19 @@ class Node:
         intake = UnitIntake(source.source, pool, parts.unit_client, expert_bytes, model.dtype, custody.feed)
         custody.begin(machine, wants, intake, pool, self.custody_file)
 
+    def _begin_placement(self, parts: Parts, model: MoeModel, pool: ExpertPool) -> None:
+        sizes = np.zeros((len(model.layers), max(layer.n_experts for layer in model.layers)), np.int64)
+        for expert in model.experts:
+            sizes[expert.layer, expert.index] = model.expert_bytes[expert.layer]
+        shape = ModelShape(sizes, int(model.config.hidden_size) * model.dtype.itemsize)
+        # Numbers of exchanges rise over all lives of a node: 65,536 for each millisecond that it has lived.
+        first_id, now = self.generation << 16, time.monotonic()
+        spec = NodeSpec(pool.capacity_bytes, expert_s=EXPERT_S, row_s=ROW_S)
+        planner = Planner(LIVE, self.settings.node, shape, spec, first_id, Random(self._rng.random()), now)
+        half_life_s = self.settings.demand_half_life_s
+        keeper = DemandKeeper(shape.layers, shape.experts, half_life_s, Random(self._rng.random()), now)
+        parts.placement.begin(planner, keeper, sizes, ROW_S)
+
     def _connect_engine(self, parts: Parts, engine: Engine, pool: ExpertPool) -> None:
         async def compute_here(call: LayerCall, rows: dict[int, list[int]]) -> dict[int, torch.Tensor]:
             asked = list(rows.items())
@@ -290,6 +314,7 @@ class Node:
         parts.expert_client.resident = pool.__contains__
         parts.expert_client.compute_here = compute_here
         parts.expert_server.engine = engine
+        parts.placement.take_routed = engine.counts.log.take
         pool.subscribe(holdings_changed)
         self.serving.engine = engine
         self.phase = "serving"

@@ -22,6 +22,7 @@ from meshmoe.node.joining import Greeter
 from meshmoe.node.membership_driver import Change, MembershipDriver
 from meshmoe.node.mesh import Mesh, RateMeter
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.placement_driver import PlacementDriver
 from meshmoe.node.security import Security
 from meshmoe.node.settings import NodeSettings
 from meshmoe.node.unit_client import UnitClient
@@ -41,6 +42,7 @@ class Parts:
         gossip: Who knows what.
         mesh: Both, put into questions.
         custody: Keeps every expert; asleep until the model is known.
+        placement: Decides who should hold what; asleep until the model is known.
         expert_client: Asks peers for expert outputs.
         expert_server: Answers such questions.
         unit_client: Fetches weights.
@@ -56,6 +58,7 @@ class Parts:
     gossip: GossipDriver
     mesh: Mesh
     custody: CustodyDriver
+    placement: PlacementDriver
     expert_client: ExpertClient
     expert_server: ExpertServer
     unit_client: UnitClient
@@ -118,6 +121,7 @@ def wire_parts(
         gossip=gossip,
         mesh=mesh,
         custody=CustodyDriver(messenger, gossip, mesh, expert_client.latency.take_p99_s),
+        placement=PlacementDriver(messenger, gossip, mesh, settings.links),
         expert_client=expert_client,
         expert_server=ExpertServer(messenger, mesh, settings.node),
         unit_client=UnitClient(messenger, calls, rates.observe),
@@ -125,6 +129,7 @@ def wire_parts(
         greeter=Greeter(messenger, admission),
         admission=admission,
     )
+    parts.placement.on_settled = parts.custody.follow
     membership.on_change.append(parts._member_changed)
     gossip.on_view_change = mesh.announce_change
     transport.on_lost(parts._connection_lost)

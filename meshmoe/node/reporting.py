@@ -12,6 +12,7 @@ from meshmoe.node.addresses import lan_addresses
 from meshmoe.node.measure import rss_bytes
 from meshmoe.node.reporting_custody import custody_status, migrations_ended, migrations_under_way, transfers
 from meshmoe.node.reporting_mesh import coverage_status, link_statuses, peer_statuses
+from meshmoe.node.reporting_placement import agreement_status, placement_status
 from meshmoe.node.status import ModelStatus, NodeStatus
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def node_status(node: Node) -> NodeStatus:
         transfers=transfers(node),
         experts_wanted=len(parts.custody.wanted) if parts else 0,
         custody=custody_status(parts) if parts else None,
+        placement=placement_status(parts) if parts else None,
+        agreement=agreement_status(parts) if parts else None,
         join_command=join_command(node, parts) if parts else "",
         faults=dict(parts.messenger.faults) if parts else {},
         secured=not node.settings.insecure,

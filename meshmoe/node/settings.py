@@ -39,6 +39,8 @@ class NodeSettings:
         links: Links to emulate, by peer; empty for real ones.
         hedge: Whether late decode calls go to a second holder, too.
         insecure: Send in the clear, and believe everybody who connects.
+        demand_half_life_s: Of what this node remembers of its own use: shorter follows a change of use sooner, and
+            moves weights more often.
         seed: Of the node's own chance (probe order, jitter of emulated links); None draws one.
     """
 
@@ -59,6 +61,7 @@ class NodeSettings:
     links: Mapping[NodeId, LinkShape] = field(default_factory=dict)
     hedge: bool = False
     insecure: bool = False
+    demand_half_life_s: float = 600.0
     seed: int | None = None
 
 

@@ -232,6 +232,68 @@ class MigrationEndStatus(msgspec.Struct, kw_only=True):
     ago_s: float
 
 
+class AgreementStatus(msgspec.Struct, kw_only=True):
+    """Whether nodes see the same holders.
+
+    Attributes:
+        digest: Digest of who holds what in this node's view.
+        equal: Whether every present node has published the same.
+        differ: Nodes that published another one, or none yet.
+    """
+
+    digest: str
+    equal: bool
+    differ: list[str]
+
+
+class ExchangeStatus(msgspec.Struct, kw_only=True):
+    """A change of this node's plan: why experts move.
+
+    Attributes:
+        at_s: Wall clock.
+        partner: With whom it was agreed; None for a choice of copies of this node's own, and for experts adopted.
+        plan_version: Of the plan after it.
+        adds: Experts to hold from then on.
+        drops: Experts not to hold any more.
+        gained: How many experts this node came to own by it.
+        given: How many it gave away.
+        gain_ms_per_token: What both nodes save of a token together, predicted.
+        cost_bytes: Weights that have to move here.
+        cost_s: How long they take on the link to the partner.
+    """
+
+    at_s: float
+    partner: str | None
+    plan_version: int
+    adds: list[str]
+    drops: list[str]
+    gained: int
+    given: int
+    gain_ms_per_token: float
+    cost_bytes: int
+    cost_s: float
+
+
+class PlacementStatus(msgspec.Struct, kw_only=True):
+    """What placement does on this node.
+
+    Attributes:
+        rule: What weights follow: ``guardian`` while there is no demand to speak of, then ``exchange``.
+        plan_version: Of this node's plan; 0 without one.
+        quiet: Whether it knows of no exchange that would gain anything.
+        settled: How often plans have come to rest and weights have begun to move.
+        decision_ms_max: Longest that one decision has taken; it is taken beside the loop.
+        exchanges: Last changes of the plan, at most 32, oldest first.
+    """
+
+    rule: str
+    plan_version: int
+    quiet: bool
+    settled: int
+    decision_ms_max: float
+    exchanges: list[ExchangeStatus]
+
+
 class TransferStatus(msgspec.Struct, kw_only=True):
     """Weights on their way to this node.
 
@@ -270,6 +332,9 @@ class NodeStatus(msgspec.Struct, kw_only=True):
         join_command: What to type on another box; it has a token, so it is told on the Unix socket only.
         secured: Whether connections are encrypted and admission is by key; false only with ``--insecure``.
         members: Keys that belong to the mesh, those of nodes that are not here now included.
+        placement: None until the model is known.
+        agreement: None until the model is known.
+        join_command: What to type on another box.
         faults: Counters of what went wrong: bad messages by kind, timeouts, retries.
         links: Links of the mesh whose ends have measured them, this node's own included.
         migrations: Under way at this node.
@@ -297,6 +362,8 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     links: list[LinkStatus] = []
     migrations: list[MigrationStatus] = []
     migrations_ended: list[MigrationEndStatus] = []
+    placement: PlacementStatus | None = None
+    agreement: AgreementStatus | None = None
     schema: int = SCHEMA
 
 

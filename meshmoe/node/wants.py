@@ -1,12 +1,16 @@
-"""What placement wants resident on this node beside what custody needs: for now the guardian plan, filled to the brim.
+"""What placement wants resident on this node beside what custody needs.
 
-The plan is computed from the capacities that gossip shows. One place is left free on every node that cannot hold all
-experts: full nodes could not hand each other anything.
+Once the exchange's plans have settled (`meshmoe.placement.live`), that is this node's plan, and of what is resident
+already as much as there is room for: nothing is dropped for nothing. Before there is demand, or where the mesh has too
+little room for exchanges, it is the guardian plan, filled to the brim.
+
+The guardian plan is computed from the capacities that gossip shows. One place is left free on every node that cannot
+hold all experts: full nodes could not hand each other anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.gossip import NodeView
@@ -30,9 +34,12 @@ class Wants:
         self._capacities: dict[NodeId, int] = {}
         self.plan = GuardianPlan({}, [], 0)
         self.experts: tuple[ExpertId, ...] = ()
+        self._settled = False
 
     def update(self, serving: Mapping[NodeId, NodeView]) -> bool:
         """Take in the other nodes that serve; returns whether the wants have changed."""
+        if self._settled:
+            return False
         capacities = {node: view.info.capacity_bytes for node, view in serving.items() if view.info is not None}
         capacities[self._node] = self._capacity_bytes
         if capacities == self._capacities:
@@ -42,6 +49,19 @@ class Wants:
         experts = tuple(self.plan.by_node.get(self._node, ()))
         changed, self.experts = experts != self.experts, experts
         return changed
+
+    def settle(self, planned: Sequence[ExpertId], resident: Iterable[ExpertId]) -> None:
+        """Take in a plan that has come to rest, most wanted first; the guardian plan does not count any more."""
+        self._settled = True
+        wanted = dict.fromkeys(planned)
+        place_bytes = max(self._expert_bytes.values(), default=0)
+        room_bytes = self._capacity_bytes - place_bytes - sum(self._expert_bytes[expert] for expert in wanted)
+        for expert in sorted(set(resident) - wanted.keys()):
+            room_bytes -= self._expert_bytes[expert]
+            if room_bytes < 0:
+                break
+            wanted[expert] = None
+        self.experts = tuple(wanted)
 
 
 def plan_with_spare_place(expert_bytes: Mapping[ExpertId, int], capacity_bytes: Mapping[NodeId, int]) -> GuardianPlan:

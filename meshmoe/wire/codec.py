@@ -26,6 +26,7 @@ from meshmoe.core.messages import Message
 from meshmoe.custody.messages import CUSTODY_MESSAGES
 from meshmoe.gossip.messages import GOSSIP_MESSAGES
 from meshmoe.membership.messages import MEMBERSHIP_MESSAGES
+from meshmoe.placement.exchange.messages import EXCHANGE_MESSAGES
 from meshmoe.wire.frames import FRAMES_MAX, HEADER_BYTES_MAX, PARCEL_BYTES_MAX, Frame, TensorFrame, TensorHeader
 from meshmoe.wire.messages import PROTOCOL_VERSION, ROWS_MAX, RUNTIME_MESSAGES
 
@@ -215,7 +216,16 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-CODEC = Codec((*RUNTIME_MESSAGES, *ADMISSION_MESSAGES, *MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *CUSTODY_MESSAGES))
+CODEC = Codec(
+    (
+        *RUNTIME_MESSAGES,
+        *ADMISSION_MESSAGES,
+        *MEMBERSHIP_MESSAGES,
+        *GOSSIP_MESSAGES,
+        *CUSTODY_MESSAGES,
+        *EXCHANGE_MESSAGES,
+    )
+)
 """Knows every message of a node."""
 
 encode = CODEC.encode

@@ -2,7 +2,16 @@
 
 from meshmoe.placement.exchange.config import ExchangeConfig
 from meshmoe.placement.exchange.effects import ExchangeEffect, PlanChanged, SendTo
-from meshmoe.placement.exchange.events import ExchangeEvent, Heard, Links, OwnTrace, PeerPlan, PeersChanged, Wake
+from meshmoe.placement.exchange.events import (
+    ExchangeEvent,
+    Heard,
+    Links,
+    OwnTrace,
+    PeerPlan,
+    PeersChanged,
+    Repair,
+    Wake,
+)
 from meshmoe.placement.exchange.machine import ExchangeMachine
 from meshmoe.placement.exchange.messages import (
     EXCHANGE_MESSAGES,
@@ -26,6 +35,7 @@ __all__ = [
     "PeerPlan",
     "PeersChanged",
     "PlanChanged",
+    "Repair",
     "SendTo",
     "Wake",
 ]

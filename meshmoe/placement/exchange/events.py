@@ -71,4 +71,18 @@ class PeersChanged:
     links: Links
 
 
-ExchangeEvent = Wake | Heard | OwnTrace | PeersChanged
+@dataclass(frozen=True)
+class Repair:
+    """Owners are to be put right: experts that nobody owns, and those that several do.
+
+    Heeded only while no exchange is under way; the runtime tells again what is still wrong.
+
+    Attributes:
+        adopt, disown: ``[layers, experts]``, what this node is to own from now on, and not any more.
+    """
+
+    adopt: Mask
+    disown: Mask
+
+
+ExchangeEvent = Wake | Heard | OwnTrace | PeersChanged | Repair

@@ -18,8 +18,9 @@ answers, and the other one's is answered "busy". A cycle of three or more waits 
 
 *Safety.* Ownership of an expert passes only by lots that both ends apply. Between the two moments at which they apply,
 what one gave is in nobody's plan, and what it took in both. If two loses sight of one just then, it keeps its old plan,
-and that may stay so. These are plans, though: weights are dropped by custody's rule alone (`meshmoe.custody`), which
-asks the new custodian first and repairs what has none, so a plan can be wrong but no expert can be lost by it.
+and that may stay so until somebody notices (`meshmoe.placement.live`) and says `Repair`. These are plans, though:
+weights are dropped by custody's rule alone (`meshmoe.custody`), which asks the new custodian first and repairs what has
+none, so a plan can be wrong but no expert can be lost by it.
 
 *Quiet.* The machine is quiet when no peer with its present plan offers a gain to this node's present plan and demand,
 and weights should not move before: plans that change twice move once.
@@ -37,7 +38,7 @@ from meshmoe.core.messages import Message
 from meshmoe.placement.bargain import Lot
 from meshmoe.placement.exchange.config import ExchangeConfig
 from meshmoe.placement.exchange.effects import ExchangeEffect, PlanChanged, SendTo
-from meshmoe.placement.exchange.events import ExchangeEvent, Heard, OwnTrace, PeersChanged, Wake
+from meshmoe.placement.exchange.events import ExchangeEvent, Heard, OwnTrace, PeersChanged, Repair, Wake
 from meshmoe.placement.exchange.messages import ExchangeAnswer, ExchangeProposal, ExchangeVerdict
 from meshmoe.placement.exchange.plan import Plan
 from meshmoe.placement.exchange.settlement import agree, best_lots, digest, is_plausible
@@ -118,6 +119,11 @@ class ExchangeMachine:
         """Whether nothing is in flight and no peer is left with whom an exchange might gain."""
         return self._exchange is None and all(self._is_tried(peer) for peer in self._stand.peers)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no exchange is under way."""
+        return self._exchange is None
+
     def next_deadline(self) -> float:
         """When to `Wake` next; infinite while there is nothing to do."""
         if self._exchange is not None:
@@ -149,7 +155,17 @@ class ExchangeMachine:
                 self._stand.hear(event.peers, event.links)
                 if self._exchange is not None and self._exchange.peer not in event.peers:
                     self._end()
+            case Repair():
+                self._repair(event)
         return self._out
+
+    def _repair(self, repair: Repair) -> None:
+        if self._exchange is not None:
+            return
+        before = self.plan.held, self.plan.owned
+        if self.plan.repair(repair.adopt, repair.disown):
+            self._tell_change(None, before, 0.0)
+            self._propose_s = self._now + self._pause_s()  # the others must hear of it first
 
     def _wake(self) -> None:
         exchange = self._exchange
@@ -299,16 +315,19 @@ class ExchangeMachine:
     def _change(self, peer: NodeId, chosen: list[Lot], gain: int, *, one: bool) -> None:
         before = self.plan.held.copy(), self.plan.owned.copy()
         self.plan.apply(chosen, one=one)
-        held, owned = self.plan.held, self.plan.owned
+        self._tell_change(peer, before, gain / 1e6)
+
+    def _tell_change(self, partner: NodeId | None, before: tuple[Mask, Mask], gain_ms_per_s: float) -> None:
+        (held_before, owned_before), held, owned = before, self.plan.held, self.plan.owned
         self._out.append(
             PlanChanged(
                 self.plan.version,
-                peer,
-                _ids(held & ~before[0]),
-                _ids(before[0] & ~held),
-                _ids(owned & ~before[1]),
-                _ids(before[1] & ~owned),
-                gain / 1e6,
+                partner,
+                _ids(held & ~held_before),
+                _ids(held_before & ~held),
+                _ids(owned & ~owned_before),
+                _ids(owned_before & ~owned),
+                gain_ms_per_s,
             )
         )
 

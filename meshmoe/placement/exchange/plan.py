@@ -43,6 +43,23 @@ class Plan:
         self.version += 1
         self._check()
 
+    def repair(self, adopt: Mask, disown: Mask) -> bool:
+        """Own more, or less; what is disowned stays as a copy. Copies go where room is needed.
+
+        Returns:
+            Whether that can be done; if it cannot, nothing has changed.
+        """
+        owned = (self.owned | adopt) & ~disown
+        held = self.held | owned
+        if int(self._shape.expert_bytes[held].sum()) > self._capacity_bytes:
+            held = owned.copy()
+        if int(self._shape.expert_bytes[held].sum()) > self._capacity_bytes:
+            return False
+        self.held, self.owned = held, owned
+        self.version += 1
+        self._check()
+        return True
+
     def allows(self, lots: Iterable[Lot], *, one: bool) -> bool:
         """Whether this end can carry the lots out: they speak of what is so, and the result is a plan."""
         room = self.room_bytes

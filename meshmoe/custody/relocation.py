@@ -1,0 +1,72 @@
+"""Claims follow the plans: custody of an expert goes where nodes have agreed that it should be held.
+
+A node loads what its plan wants by itself, but an expert in another node's custody would stay there for ever. So a
+custodian that is no guardian of an expert any more gives it to a guardian, by an ordinary migration: to one that holds
+it already if there is one, which then only mints; else to one with room. A few at a time, and a refusal rests a while:
+full nodes free each other's room step by step. Nothing here decides whether a claim may go: the custody rule does.
+"""
+
+from __future__ import annotations
+
+from meshmoe.core.ids import ExpertId, NodeId
+from meshmoe.custody.desk import Desk
+from meshmoe.custody.donor import Donors
+from meshmoe.custody.takers import has_room
+
+NEVER_S = float("inf")
+
+LOOK_S = 0.5
+"""How often claims are looked at while some are misplaced; ten times as long while none is."""
+
+REST_S = 4.0
+"""An expert that was offered is not offered again before this time."""
+
+
+class Relocation:
+    """Idle while there are no plans, or all claims stand where they should."""
+
+    def __init__(self, desk: Desk, donors: Donors) -> None:
+        self._desk = desk
+        self._donors = donors
+        self._look_s = NEVER_S
+        self._resting_until_s: dict[ExpertId, float] = {}
+
+    def plans_changed(self, *, any_plans: bool) -> None:
+        """Nodes have agreed on something else, or there are no plans any more."""
+        self._look_s = self._desk.now if any_plans else NEVER_S
+        self._resting_until_s.clear()
+
+    def advance(self) -> None:
+        """Give what is due."""
+        desk = self._desk
+        if desk.leaving or desk.now < self._look_s:
+            return
+        self._look_s = desk.now + 10 * LOOK_S
+        for expert in desk.book.standing():
+            guardians = desk.plan.guardians.get(expert, ())
+            if not guardians or desk.me in guardians:
+                continue
+            self._look_s = desk.now + LOOK_S
+            if len(self._donors) >= desk.config.migrations_max:
+                return
+            if self._resting_until_s.get(expert, 0.0) > desk.now:
+                continue
+            peer = self._taker(expert, guardians)
+            if peer is not None:
+                self._resting_until_s[expert] = desk.now + REST_S
+                self._donors.give(expert, peer)
+
+    def next_s(self) -> float:
+        """When `advance` has something to do."""
+        return NEVER_S if self._desk.leaving else self._look_s
+
+    def _taker(self, expert: ExpertId, guardians: tuple[NodeId, ...]) -> NodeId | None:
+        """The guardian to whom it costs least."""
+        desk, slot = self._desk, self._desk.book[expert].slot
+        where = {claim.node: at for at, claim in desk.survey.claims(expert)}
+        able = [node for node in guardians if node in desk.survey.nodes and where.get(node, slot) == slot]
+        holders = desk.survey.holders(expert)
+        for node in able:
+            if node in holders:
+                return node
+        return next((node for node in able if has_room(desk, self._donors, node, expert)), None)
