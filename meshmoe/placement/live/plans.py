@@ -26,8 +26,9 @@ def pack_mask(mask: Mask) -> bytes:
 
 def unpack_mask(bitmap: bytes, experts: int) -> Mask:
     """``[experts]``; bits beyond are left out."""
-    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=experts, bitorder="little")
-    return bits.astype(bool)
+    # Filled up by hand: numpy's unpackbits leaves memory as it was where an empty array is asked for more bits.
+    bits = np.frombuffer(bitmap.ljust(-(-experts // 8), b"\0"), np.uint8)
+    return np.unpackbits(bits, count=experts, bitorder="little").astype(bool)
 
 
 def plan_digest(held: Mask, owned: Mask) -> bytes:
