@@ -37,7 +37,7 @@ class MemberUpdate(msgspec.Struct, frozen=True, array_like=True):
         generation: Which life.
         incarnation: Of that life.
         state: What the sender holds it for.
-        endpoints: Where it listens; always given with ``alive``, so that a stranger can be reached.
+        endpoints: Where it listens; always given but with ``left``: a stranger, or a later life, is to be reached.
         accusers: Who found it silent, with ``suspect`` and ``dead``: what Lifeguard counts as confirmations.
     """
 

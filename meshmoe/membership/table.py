@@ -86,6 +86,9 @@ class MemberTable:
             if known is not None and known.state is SUSPECT and news.rank >= known.standing.rank:
                 self._accuse(known, accusers, now)
             return
+        is_later_life = known is not None and known.generation != merged.generation
+        if is_later_life and merged.state.present and update.endpoints is None:
+            return  # nobody says where it listens, and the earlier life's place would stay for ever
         endpoints = update.endpoints or (known.endpoints if known else None)
         if endpoints is None or (known is None and not self._make_room()):
             return
@@ -271,7 +274,7 @@ class MemberTable:
             member.generation,
             member.incarnation,
             member.state,
-            member.endpoints if member.state is ALIVE else None,
+            member.endpoints if member.state is not LEFT else None,
             [str(accuser) for accuser in named],
         )
 

@@ -523,3 +523,25 @@ def test_the_same_seed_makes_the_same_effects():
         return bench.run(30, answer=acks_of(A, B))
 
     assert history() == history()
+
+
+@pytest.mark.parametrize("state", [SUSPECT, DEAD])
+def test_an_accusation_of_a_later_life_brings_its_place_or_is_not_believed(state):
+    """Seed 107677 of the simulator: the accused kept its earlier life's place for ever, and heard no answer again."""
+    bench = Bench(A, B)
+    placeless = MemberUpdate(B, 2, 0, state, None, [A])
+    bench.news(placeless)
+    assert bench.machine.members[B].generation == 1
+    effects = bench.news(word(B, state, generation=2, port=7, accusers=[A]))
+    assert Connect(B, place(7)) in effects
+    assert bench.machine.members[B].endpoints == place(7)
+    bench.news(placeless)
+    assert bench.machine.members[B].endpoints == place(7)
+
+
+def test_what_is_said_of_a_suspect_tells_where_it_listens():
+    bench = Bench(A, B)
+    bench.news(word(B, SUSPECT, port=1, accusers=[A]))
+    synced = bench.hear(A, MemberSync([word(A)], True))
+    told = [u for e in synced if isinstance(e, Send) and isinstance(e.message, MemberSync) for u in e.message.members]
+    assert {update.node: update.endpoints for update in told}[B] == place(1)
