@@ -83,7 +83,7 @@ async def start_bee(mesh: LocalMesh, flags: list[str], share: str) -> LocalNode:
     """Start the second node (again), and wait until it takes requests."""
     bee = mesh.nodes.get("bee") or mesh.add("bee", *flags)
     await bee.stop()
-    bee.start("--capacity", share, "--peer", await mesh.address("ant"))
+    bee.start("--capacity", share, "--peer", await mesh.join_word("ant"))
     await bee.wait_status(lambda s: s["serving"]["ready"], "serving")
     return bee
 
