@@ -87,6 +87,13 @@ that one; with --model it begins one. A box without the model's files gets what 
     default=None,
     help="Look for a mesh by multicast DNS, and be found.  [default: yes, unless --listen is loopback]",
 )
+@click.option(
+    "--spot-check",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="RATE",
+    help="Have this share of what peers compute computed by another peer, too, and compare.",
+)
 @click.option("--insecure", is_flag=True, help="No encryption, no admission: everybody who connects is believed.")
 @click.option(
     "--half-life",
@@ -118,6 +125,7 @@ def join(  # noqa: D103 - the help text stands above
     links: str | None,
     hedge: bool,
     discovery: bool | None,
+    spot_check: float,
     insecure: bool,
     half_life_s: float,
     seed: int | None,
@@ -149,6 +157,7 @@ def join(  # noqa: D103 - the help text stands above
         hedge=hedge,
         insecure=insecure,
         demand_half_life_s=half_life_s,
+        spot_check=spot_check,
         seed=seed,
     )
     _set_up_logging(verbose)

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import trio
-from torch import Tensor
+from torch import Tensor, nn
 
 from meshmoe.core.errors import OverloadedError, RequestError
 from meshmoe.core.ids import ExpertId
@@ -21,12 +21,15 @@ from meshmoe.engine.dispatch import CALL_ROWS_MAX, compute_rows
 from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation
 from meshmoe.engine.grammar import Grammars
+from meshmoe.engine.kernels.choice import is_plain
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import GenerationEvent, GenerationRequest, GenerationStats
 from meshmoe.engine.sampling import check_params
 from meshmoe.engine.schedule import Priority
+from meshmoe.model.experts_modules import ExpertWeights
+from meshmoe.wire.frames import HEADER_BYTES_MAX, PARCEL_BYTES_MAX
 
 if TYPE_CHECKING:
     from meshmoe.engine.lean.batch import LeanEngine
@@ -188,6 +191,7 @@ class Engine:
         """
         rows = self._check_call(layer, rows_by_expert, hidden)
         held = self.pool.take(ExpertId(layer, index) for index, _ in rows_by_expert)
+        _check_width(self.model.layers[layer].module, held, hidden)
         if self._peer_calls >= self.limits.peer_calls_max:
             raise OverloadedError(f"{self._peer_calls} expert calls wait on this node already; ask another holder")
         self._peer_calls += 1
@@ -266,12 +270,26 @@ class Engine:
                 f"{self.model.dtype}"
             )
         count, n_experts = len(hidden), self.model.layers[layer].n_experts
+        row_bytes = hidden.shape[1] * hidden.element_size()
+        if (
+            sum(len(numbers) or count for _, numbers in rows_by_expert) * row_bytes
+            > PARCEL_BYTES_MAX - HEADER_BYTES_MAX
+        ):
+            # Every expert may ask for every row: a small call could have an answer of gigabytes.
+            raise RequestError(f"an expert call asks for more than the {PARCEL_BYTES_MAX >> 20} MiB of an answer")
         rows = [list(numbers) or list(range(count)) for _, numbers in rows_by_expert]
         if not rows or any(not 0 <= index < n_experts for index, _ in rows_by_expert):
             raise RequestError(f"an expert call for layer {layer} must name experts from 0 to {n_experts - 1}")
         if any(not 0 <= min(numbers) <= max(numbers) < count for numbers in rows):
             raise RequestError(f"an expert call names rows outside of its {count} hidden states")
         return rows
+
+
+def _check_width(module: nn.Module, held: Sequence[ExpertWeights], hidden: Tensor) -> None:
+    """See that the rows are as wide as the weights: compiled kernels do not look, and would read past their end."""
+    width = hidden.shape[1]
+    if any(w["gate_up_proj"].shape[1] != width for w in held if "gate_up_proj" in w) and is_plain(module):
+        raise RequestError(f"an expert call has hidden states of width {width}, which the experts do not take")
 
 
 def _lean_engine(engine: Engine, remote: RemoteExperts | None) -> LeanEngine | None:

@@ -63,6 +63,7 @@ class AdmissionDriver:
         self._to_write = trio.Event()
         self._told_at_s: dict[NodeId, float] = {}
         self.on_expelled: Callable[[JoinError], None] = lambda _: None
+        messenger.on_ban = self._ban
         messenger.on(RollDigest, self._compare)
         messenger.on(RollNews, self._merge)
 
@@ -217,6 +218,11 @@ class AdmissionDriver:
 
     def _others(self) -> list[NodeId]:
         return [peer for peer in self._membership.present() if peer in self.roll.records]
+
+    def _ban(self, peer: NodeId, for_s: float) -> None:
+        key = self.security.keyring.key_of(peer)
+        if key is not None:
+            self.security.keyring.ban(key.hex(), trio.current_time() + for_s)
 
     def _note_contacts(self) -> None:
         met = self._membership.machine.members

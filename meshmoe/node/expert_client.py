@@ -10,6 +10,7 @@ them.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from meshmoe.node.hedging import Hedging
 from meshmoe.node.messenger import Messenger
 from meshmoe.node.pacing import CallLatency
 from meshmoe.node.peer_times import PeerTimes
+from meshmoe.node.spot_check import SpotChecks
 from meshmoe.placement.holder_choice import choose_holders
 from meshmoe.wire.codec import Decoded
 from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply, ExpertRows
@@ -113,6 +115,7 @@ class ExpertClient:
         self.lost: Callable[[ExpertId], bool] = lambda _: False
         self.compute_here: LocalCompute | None = None
         self.calls_by_peer: Counter[NodeId] = Counter()
+        self.spot_checks: SpotChecks | None = None
         for message_type in (ExpertReply, ExpertMoved, CallFailed):
             messenger.on(message_type, lambda parcel, decoded: self._settle(parcel.sender, decoded))
 
@@ -309,16 +312,53 @@ class ExpertClient:
             return f"{peer} no longer holds {', '.join(f'{call.layer}/{index}' for index, _ in message.lacking[:4])}"
         counts = [len(search.waiting[e]) for e in experts]
         if decoded.tensor is None:
-            raise WireError(f"reply from {peer} has no tensor")
+            raise self._bad_reply(peer, f"reply from {peer} has no tensor")
         outputs = unpack_tensor(decoded.tensor)
         call.stats.received_bytes += outputs.numel() * outputs.element_size() + REPLY_HEADER_BYTES
         if outputs.shape != (sum(counts), call.hidden.shape[1]) or outputs.dtype != call.hidden.dtype:
-            raise WireError(f"reply from {peer} is {list(outputs.shape)} {outputs.dtype}, not what was asked for")
+            problem = f"reply from {peer} is {list(outputs.shape)} {outputs.dtype}, not what was asked for"
+            raise self._bad_reply(peer, problem)
+        if not _all_finite(outputs):
+            raise self._bad_reply(peer, f"reply from {peer} has values that are no numbers, or infinite")
         for expert, part in zip(experts, cut(outputs, counts), strict=True):
             search.outputs[expert] = part
+            if self.spot_checks is not None:
+                self._spot_check(self.spot_checks, ExpertId(call.layer, expert), call.hidden, search, part, peer)
             del search.waiting[expert]
         self.calls_by_peer[peer] += sum(counts)
         return ""
+
+    def _bad_reply(self, peer: NodeId, problem: str) -> WireError:
+        self._messenger.blame(peer, "bad_reply", problem)
+        return WireError(problem)
+
+    def _spot_check(
+        self, checks: SpotChecks, expert: ExpertId, hidden: Tensor, search: _Search, answer: Tensor, peer: NodeId
+    ) -> None:
+        others = [other for other in self._mesh.holders(expert) if other != peer]
+        checks.maybe(expert, hidden[search.waiting[expert.index]], answer, peer, others)
+
+    async def recompute(self, peer: NodeId, expert: ExpertId, rows: Tensor) -> Tensor:
+        """Ask one peer for one expert's outputs; the caller bounds the wait.
+
+        Raises:
+            PeerError: It does not compute them.
+        """
+        asked = self._calls.open(peer)
+        try:
+            message = ExpertCall(id=asked.id, layer=expert.layer, experts=[ExpertRows(expert.index)], budget_ms=10_000)
+            self._messenger.post(peer, Lane.DATA, message, tensor=pack_tensor(rows.contiguous()))
+            decoded = await asked.answer()
+            if decoded.tensor is None:
+                raise PeerError(f"{peer} computed nothing")
+            return unpack_tensor(decoded.tensor)
+        finally:
+            self._calls.close(asked)
+
+
+def _all_finite(outputs: Tensor) -> bool:
+    """Whether all values are finite: their sum is, nearly always, and costs a third of looking at each."""
+    return math.isfinite(float(outputs.sum(dtype=torch.float32))) or bool(outputs.isfinite().all())
 
 
 def _disappointed(search: _Search, peer: NodeId, experts: list[int], problem: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import trio
 
@@ -21,6 +22,9 @@ from meshmoe.wire.tensors import pack_tensor, unpack_tensor
 
 logger = logging.getLogger(__name__)
 
+WAITING_BYTES_MAX = 256 << 20
+"""Hidden states of calls that wait or are computed; what comes beyond is answered with busy."""
+
 
 class ExpertServer:
     """Serves `ExpertCall`; register it before the engine is there, and hand the engine over when it is."""
@@ -31,6 +35,8 @@ class ExpertServer:
         self._node = node
         self._concurrent_max = concurrent_max
         self._serving: dict[tuple[NodeId, int], trio.CancelScope] = {}
+        self._taken_calls: Counter[NodeId] = Counter()
+        self._taken_bytes: Counter[NodeId] = Counter()
         self._nursery: trio.Nursery | None = None
         self.engine: Engine | None = None
         self.rows_served = 0
@@ -50,12 +56,28 @@ class ExpertServer:
             raise WireError(f"expert call {call.id} has no tensor")
         if self.engine is None or self._nursery is None:
             return self._answer(parcel.sender, CallFailed(id=call.id, reason="stopping", text="not serving yet"))
-        if len(self._serving) >= self._concurrent_max:
+        if not self._has_room(parcel.sender, decoded.tensor.header.size_bytes):
             return self._answer(parcel.sender, CallFailed(id=call.id, reason="busy"))
         if (parcel.sender, call.id) in self._serving:
             raise WireError(f"expert call {call.id} came twice")
+        self._taken_bytes[parcel.sender] += decoded.tensor.header.size_bytes
+        self._taken_calls[parcel.sender] += 1
         self._nursery.start_soon(self._serve, parcel.sender, call, decoded, self.engine)
         return None
+
+    def _has_room(self, peer: NodeId, size_bytes: int) -> bool:
+        """Whether one more call may wait here; one peer gets half of the room at most and leaves the rest to others."""
+        calls, calls_of_peer = self._taken_calls.total(), self._taken_calls[peer]
+        held, held_of_peer = self._taken_bytes.total(), self._taken_bytes[peer]
+        if calls >= self._concurrent_max or 2 * calls_of_peer >= self._concurrent_max:
+            return False
+        return held + size_bytes <= WAITING_BYTES_MAX and (not held_of_peer or 2 * held_of_peer <= WAITING_BYTES_MAX)
+
+    def _done(self, peer: NodeId, size_bytes: int) -> None:
+        self._taken_bytes[peer] -= size_bytes
+        self._taken_calls[peer] -= 1
+        if not self._taken_calls[peer]:
+            del self._taken_calls[peer], self._taken_bytes[peer]
 
     def _cancel(self, parcel: Parcel, decoded: Decoded) -> None:
         assert isinstance(decoded.message, CallCancel)
@@ -89,14 +111,15 @@ class ExpertServer:
             except PeerError as error:
                 logger.info("expert call from %s: %s", peer, error)
             except MeshmoeError as error:
-                self._messenger.faults["bad_call"] += 1
+                self._messenger.blame(peer, "bad_call", error)
                 self._answer(peer, CallFailed(id=call.id, reason="bad_call", text=str(error)[:500]))
             except Exception as error:
                 # A kernel that fails must cost this call, not the node; the caller goes to another holder.
                 logger.exception("expert call from %s failed", peer)
                 self._answer(peer, CallFailed(id=call.id, reason="error", text=type(error).__name__))
             finally:
-                del self._serving[key]
+                self._serving.pop(key, None)
+                self._done(peer, decoded.tensor.header.size_bytes if decoded.tensor is not None else 0)
 
     def _other_holder(self, expert: ExpertId, asker: NodeId) -> NodeId | None:
         others = [peer for peer in self._mesh.holders(expert) if peer not in (asker, self._node)]

@@ -17,6 +17,7 @@ from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import PeerError, WireError
 from meshmoe.core.ids import NodeId
 from meshmoe.core.messages import Message
+from meshmoe.node.offences import Offences
 from meshmoe.transport.base import Parcel, QueueFullError, Transport
 from meshmoe.wire.codec import CODEC, Codec, Decoded, VersionError
 from meshmoe.wire.frames import Frame, TensorFrame
@@ -39,6 +40,8 @@ class Messenger:
         self._codec = codec
         self._handlers: dict[type[Message], Handler] = {}
         self._for_guests: set[type[Message]] = set()
+        self.offences = Offences()
+        self.on_ban: Callable[[NodeId, float], None] = lambda _peer, _for_s: None
         self.on_version_error: Callable[[Parcel, VersionError], None] | None = None
 
     def on(self, message_type: type[Message], handler: Handler, *, from_guests: bool = False) -> None:
@@ -106,7 +109,21 @@ class Messenger:
             if handled % _BATCH_MAX == 0:
                 await trio.lowlevel.checkpoint()
 
+    def blame(self, peer: NodeId, kind: str, what: object) -> None:
+        """A member did something wrong: count it, log it now and then, and cut off who goes on and on."""
+        self.faults[kind] += 1
+        count = self.faults[kind]
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: a flood of bad messages is not a flood of log lines
+            logger.warning("%s from %s (%d so far): %s", kind.replace("_", " "), peer, count, what)
+        ban_s = self.offences.note(peer, kind, trio.current_time())
+        if ban_s is not None:
+            self.faults["cut_off"] += 1
+            logger.warning("%s is cut off for %.0f s: too many bad messages", peer, ban_s)
+            self.on_ban(peer, ban_s)
+
     def _deliver(self, parcel: Parcel, lane: Lane) -> None:
+        if self.offences.is_banned(parcel.sender, trio.current_time()):
+            return
         try:
             decoded = self._codec.decode(parcel.frames)
         except VersionError as error:
@@ -130,10 +147,14 @@ class Messenger:
             self._fault("bad_message", parcel, error)
 
     def _fault(self, kind: str, parcel: Parcel, what: object) -> None:
-        self.faults[kind] += 1
-        count = self.faults[kind]
-        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: a flood of bad messages is not a flood of log lines
-            logger.warning("%s from %s (%d so far): %s", kind.replace("_", " "), parcel.sender, count, what)
+        if parcel.guest:  # who is not even what it says: the transport limits what a guest may say
+            self.faults[kind] += 1
+        elif kind == "other_version":
+            self.faults[kind] += 1
+            if self.faults[kind] & (self.faults[kind] - 1) == 0:
+                logger.warning("other version from %s (%d so far): %s", parcel.sender, self.faults[kind], what)
+        else:
+            self.blame(parcel.sender, kind, what)
 
 
 def _size_bytes(frames: list[Frame]) -> int:

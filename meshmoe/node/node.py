@@ -129,6 +129,8 @@ class Node:
             Doorkeeper(parts.messenger, parts.membership, self._welcome, self.spawn, parts.admission)
             if parts.admission is not None:
                 parts.admission.on_expelled = self._expelled
+            if parts.expert_client.spot_checks is not None:
+                parts.expert_client.spot_checks.spawn = self.spawn
             self.parts = parts
             self._link_news = LinkNews(parts.membership.machine, parts.mesh.rates)
             async with trio.open_nursery() as nursery:

@@ -25,6 +25,7 @@ from meshmoe.node.messenger import Messenger
 from meshmoe.node.placement_driver import PlacementDriver
 from meshmoe.node.security import Security
 from meshmoe.node.settings import NodeSettings
+from meshmoe.node.spot_check import SpotChecks
 from meshmoe.node.unit_client import UnitClient
 from meshmoe.node.unit_server import UnitServer
 from meshmoe.transport.base import Transport
@@ -113,6 +114,9 @@ def wire_parts(
     gossip = GossipDriver(messenger, settings.node, generation, rng)
     mesh = Mesh(settings.node, gossip.view, membership.machine, rates)
     expert_client = ExpertClient(messenger, calls, mesh, hedge=settings.hedge)
+    if settings.spot_check:
+        expert_client.spot_checks = SpotChecks(settings.spot_check, Random(rng.getrandbits(64)))
+        expert_client.spot_checks.recompute = expert_client.recompute
     parts = Parts(
         endpoints=endpoints,
         messenger=messenger,

@@ -13,7 +13,7 @@ from meshmoe.node.measure import rss_bytes
 from meshmoe.node.reporting_custody import custody_status, migrations_ended, migrations_under_way, transfers
 from meshmoe.node.reporting_mesh import coverage_status, link_statuses, peer_statuses
 from meshmoe.node.reporting_placement import agreement_status, placement_status
-from meshmoe.node.status import ModelStatus, NodeStatus
+from meshmoe.node.status import ModelStatus, NodeStatus, SpotCheckStatus
 
 if TYPE_CHECKING:
     from meshmoe.node.node import Node
@@ -75,6 +75,8 @@ def node_status(node: Node) -> NodeStatus:
         agreement=agreement_status(parts) if parts else None,
         join_command=join_command(node, parts) if parts else "",
         faults=dict(parts.messenger.faults) if parts else {},
+        faults_by_peer=parts.messenger.offences.by_peer() if parts else {},
+        spot_checks=_spot_checks(parts) if parts else None,
         secured=not node.settings.insecure,
         members=len(node.security.roll.records) if node.security is not None and node.security.roll is not None else 0,
         links=link_statuses(parts) if parts else [],
@@ -93,6 +95,13 @@ def join_command(node: Node, parts: Parts) -> str:
         return ""
     word = admission.word(admission.standing_ticket(), own_addresses(node, parts))
     return f"meshmoe join --peer {word}"
+
+
+def _spot_checks(parts: Parts) -> SpotCheckStatus | None:
+    checks = parts.expert_client.spot_checks
+    if checks is None:
+        return None
+    return SpotCheckStatus(made=checks.made, differing_bits=checks.differing_bits, disagreements=checks.disagreements)
 
 
 def own_addresses(node: Node, parts: Parts) -> list[tuple[str, int]]:

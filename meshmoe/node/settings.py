@@ -41,6 +41,7 @@ class NodeSettings:
         insecure: Send in the clear, and believe everybody who connects.
         demand_half_life_s: Of what this node remembers of its own use: shorter follows a change of use sooner, and
             moves weights more often.
+        spot_check: Share of the experts computed by peers that is computed once more by another one, and compared.
         seed: Of the node's own chance (probe order, jitter of emulated links); None draws one.
     """
 
@@ -62,6 +63,7 @@ class NodeSettings:
     hedge: bool = False
     insecure: bool = False
     demand_half_life_s: float = 600.0
+    spot_check: float = 0.0
     seed: int | None = None
 
 

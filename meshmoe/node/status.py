@@ -310,6 +310,20 @@ class TransferStatus(msgspec.Struct, kw_only=True):
     total_bytes: int
 
 
+class SpotCheckStatus(msgspec.Struct, kw_only=True):
+    """Answers of peers that another one computed once more.
+
+    Attributes:
+        made: Checks that came to a result.
+        differing_bits: Answers that were the same but for the last bits.
+        disagreements: Answers of which one must be wrong; the log names both peers.
+    """
+
+    made: int
+    differing_bits: int
+    disagreements: int
+
+
 class NodeStatus(msgspec.Struct, kw_only=True):
     """Everything that ``meshmoe status`` shows.
 
@@ -330,6 +344,8 @@ class NodeStatus(msgspec.Struct, kw_only=True):
         custody: None until the model is known.
         loop_late_p99_ms: Lateness of the event loop, 99th percentile of the last half minute.
         join_command: What to type on another box; it has a token, so it is told on the Unix socket only.
+        faults_by_peer: The same of members, by name: what is not as it should be in what they send.
+        spot_checks: With ``--spot-check`` only.
         secured: Whether connections are encrypted and admission is by key; false only with ``--insecure``.
         members: Keys that belong to the mesh, those of nodes that are not here now included.
         placement: None until the model is known.
@@ -357,6 +373,8 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     faults: dict[str, int]
     custody: CustodyStatus | None = None
     loop_late_p99_ms: float = 0.0
+    faults_by_peer: dict[str, dict[str, int]] = {}
+    spot_checks: SpotCheckStatus | None = None
     secured: bool = True
     members: int = 0
     links: list[LinkStatus] = []

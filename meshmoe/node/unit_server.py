@@ -7,6 +7,7 @@ at once is bounded here.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import trio
 
@@ -33,7 +34,7 @@ class UnitServer:
         self._messenger = messenger
         self._turns = trio.CapacityLimiter(concurrent_max)
         self._waiting_max = waiting_max
-        self._serving = 0
+        self._serving: Counter[NodeId] = Counter()
         self._nursery: trio.Nursery | None = None
         self.source: WeightSource | None = None
         self.sent_bytes = 0
@@ -56,10 +57,10 @@ class UnitServer:
         source = self.source
         if source is None or self._nursery is None or not source.has_unit(unit):
             self._messenger.try_post(parcel.sender, Lane.BULK, UnitLacking(id=request.id, unit=request.unit))
-        elif self._serving >= self._waiting_max:
+        elif self._serving.total() >= self._waiting_max or 2 * self._serving[parcel.sender] >= self._waiting_max:
             self._messenger.faults["bulk_busy"] += 1  # not answered: the asker's deadline brings it back
         else:
-            self._serving += 1
+            self._serving[parcel.sender] += 1
             self._nursery.start_soon(self._serve, parcel.sender, request, unit, source)
 
     async def _serve(self, peer: NodeId, request: UnitRequest, unit: UnitName, source: WeightSource) -> None:
@@ -76,7 +77,9 @@ class UnitServer:
         except (PeerError, trio.TooSlowError):
             self._messenger.faults["bulk_unsent"] += 1
         finally:
-            self._serving -= 1
+            self._serving[peer] -= 1
+            if not self._serving[peer]:
+                del self._serving[peer]
 
 
 def unit_name(unit: Unit) -> UnitName:
