@@ -86,6 +86,8 @@ class GenerationStats(msgspec.Struct, kw_only=True):
         decode_s: From the first token to the last.
         decode_steps: Forward passes after the first token.
         decode_rounds: Rounds in those passes: layers that had to wait for at least one other node.
+        drafted_tokens: Tokens guessed ahead and checked.
+        accepted_tokens: Those of them that were right.
         prefill_rounds: Rounds while reading the prompt.
         expert_calls_local: (token, expert) pairs computed here.
         expert_calls_remote: (token, expert) pairs computed elsewhere.
@@ -103,6 +105,8 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     decode_s: float = 0.0
     decode_steps: int = 0
     decode_rounds: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     prefill_rounds: int = 0
     expert_calls_local: int = 0
     expert_calls_remote: int = 0

@@ -42,6 +42,10 @@ class LengthChooser:
         """A drafting pass over ``rows`` took so long."""
         self._drafts.note(rows, took_s)
 
+    def pass_s(self, rows: int) -> float:
+        """Seconds of a pass through the mesh."""
+        return self._passes.expected_s(rows)
+
     def draft_s(self, rows: int) -> float:
         """Seconds of a drafting pass; until one was measured, what passes compute here."""
         return (self._drafts if self._drafts.known else self._local).expected_s(rows)
@@ -51,7 +55,7 @@ class LengthChooser:
         self._chosen += 1
         if self._chosen <= FIRST_PASSES:
             return [0] * len(prospects)
-        best = choose_lengths(prospects, self._passes.expected_s, self.draft_s)
+        best = choose_lengths(prospects, self.pass_s, self.draft_s)
         drafting = any(best)
         if self._chosen % (EXPLORE_EVERY if drafting else EXPLORE_FROM_NONE_EVERY):
             return best

@@ -70,5 +70,16 @@ def choose_lengths(
     return best
 
 
+def promise(prospect: Prospect, pass_s: Callable[[int], float], draft_s: Callable[[int], float]) -> float:
+    """Tokens a second that a request alone may expect of a drafter, with as many drafts as are best."""
+    tokens, drafting_s = 1.0, 0.0
+    best = _ratio(tokens, pass_s(1))
+    for depth, chance in enumerate(prospect.survival, 1):
+        tokens += chance
+        drafting_s += draft_s(1) if prospect.costs else 0.0
+        best = max(best, _ratio(tokens, pass_s(depth + 1) + drafting_s))
+    return best
+
+
 def _ratio(tokens: float, took_s: float) -> float:
     return tokens / max(took_s, 1e-9)

@@ -103,7 +103,11 @@ class LeanEngine:
 
 
 class LeanBatch:
-    """See the module. Owns the working memory of one forward."""
+    """See the module. Owns the working memory of one forward.
+
+    Attributes:
+        waited_s: Seconds for which the last forward had nothing to do but wait for peers.
+    """
 
     def __init__(self, engine: LeanEngine, job: Job) -> None:
         self._engine = engine
@@ -114,6 +118,7 @@ class LeanBatch:
         self._counters = np.array(
             [[layer.ctypes.data for layer in kind] for kind in (counts.decode, counts.prefill)], np.int64
         )
+        self.waited_s = 0.0
         self._rows: Rows[Row] = ()
         self._away: list[tuple[GenerationStats, int]] = []
 
@@ -133,7 +138,7 @@ class LeanBatch:
             JobCancelled: The job was cancelled.
         """
         assert 0 < len(rows) <= ROWS_MAX
-        self._rows, self._away = rows, []
+        self._rows, self._away, self.waited_s = rows, [], 0.0
         model, plan = self._model, self._model.plan
         lengths = self._enter(rows)
         at, last, joining, count = 0, len(plan.layers), False, len(rows)
@@ -288,6 +293,7 @@ class LeanBatch:
 
     def _account(self, asked: _Asked, waited_s: float, stalled_s: float) -> None:
         """Tell the requests concerned what the call took; bytes in proportion to their shares of it."""
+        self.waited_s += waited_s
         rows, shares = np.unique(asked.missing[:, 1], return_counts=True)
         by_request: dict[int, tuple[Row, int]] = {}
         for number, share in zip(rows.tolist(), shares.tolist(), strict=True):

@@ -1,0 +1,208 @@
+"""Drafts change no text: greedy and sampled, every drafter and length, one request or many, after errors too."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from meshmoe.core.errors import ConfigError, ExpertUnavailableError
+from meshmoe.core.ids import ExpertId
+from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.drafts.drafting import Asked, Drafting, RequestDrafts
+from meshmoe.engine.drafts.mode import AUTO, OFF, DraftMode, parse_draft_mode
+from meshmoe.engine.kernels.choice import compute
+from meshmoe.engine.lean.batch import LeanEngine, Row
+from meshmoe.engine.lean.blocks import NoBlocksError
+from meshmoe.engine.request import GenerationStats, SamplingParams
+from meshmoe.engine.sampling import Sampler
+from tests.engine.support import edge, edge_pool, subset
+
+PROMPTS = [
+    "The server process is started by the administrator. When a client connects, it",
+    "def read_lines(path):\n    with open(path) as file:\n        for line in",
+    "12 + 7 = 19\n25 + 4 = 29\n31 + 8 =",
+]
+TOKENS = 24
+
+
+class Mesh:
+    """Has all experts and answers at once; may be told to fail."""
+
+    def __init__(self):
+        self.calls = 0
+        self.fails_at = None
+
+    def compute(self, call):
+        self.calls += call.decode
+        if call.decode and self.calls == self.fails_at:
+            raise ExpertUnavailableError("the test said so")
+        model, pool = edge(torch.bfloat16)[1], edge_pool(torch.bfloat16)
+        module = model.layers[call.layer].module
+        rows = {e: call.hidden[torch.tensor(numbers)] for e, numbers in call.rows.items()}
+        return {e: compute(module, pool.get(ExpertId(call.layer, e)), x) for e, x in rows.items()}
+
+
+class Answered:
+    stalled_s = 0.0
+
+    def __init__(self, outputs):
+        self._outputs = outputs
+
+    def wait(self):
+        return self._outputs
+
+    def abandon(self):
+        pass
+
+
+class Job:
+    """Calls the mesh without a thread or a loop."""
+
+    def checkpoint(self):
+        pass
+
+    def call(self, remote, call):
+        return Answered(remote(call))
+
+
+class Speaker:
+    """One request, driven by hand as the scheduler would."""
+
+    def __init__(self, lean, batch, drafting, prompt, params):
+        _, model = edge(torch.bfloat16)
+        self.ids = model.tokenizer(prompt).input_ids
+        self.sequence, self.stats = lean.sequence(), GenerationStats()
+        self.sampler = Sampler(params, self.ids)
+        rows = [Row(self.sequence, t, self.stats, decode=False, logits=False) for t in self.ids]
+        rows[-1] = rows[-1]._replace(logits=True)
+        self.written = [self.sampler.choose(batch.forward(rows)[0])]
+        self.drafts = RequestDrafts(drafting, [*self.ids, self.written[0].token_id])
+
+    def asked(self):
+        room = TOKENS - len(self.written) - 1
+        last = self.written[-1].token_id
+        return Asked(self.sequence, last, self.sampler, self.stats, self.drafts, max(0, room))
+
+
+def node(share=0.4, seed=1, kv_bytes=64 << 20):
+    """A node that holds a share of the bundled model's experts, and the mesh around it."""
+    _, model = edge(torch.bfloat16)
+    rng = random.Random(seed)
+    pool = subset(edge_pool(torch.bfloat16), [e for e in model.experts if rng.random() < share])
+    sizes = [layer.n_experts for layer in model.layers]
+    mesh = Mesh()
+    lean = LeanEngine(model.lean, pool, sizes, mesh, ActivationCounts.zeros(sizes), kv_bytes)
+    return lean, lean.batch(Job()), mesh
+
+
+def write(mode, params, prompts=PROMPTS, together=False, share=0.4, fails_at=None):
+    """The texts that the prompts are continued with, and their counters."""
+    lean, batch, mesh = node(share)
+    mesh.fails_at = fails_at
+    drafting, done = Drafting(mode), []
+    groups = [prompts] if together else [[prompt] for prompt in prompts]
+    for group in groups:
+        going = [Speaker(lean, batch, drafting, prompt, params) for prompt in group]
+        done += going
+        while going:
+            asked = [speaker.asked() for speaker in going]
+            lengths = [one.sequence.length for one in asked]
+            try:
+                found = drafting.advance(batch, asked)
+            except ExpertUnavailableError:
+                assert [one.sequence.length for one in asked] == lengths
+                continue
+            for speaker, choices in zip(going, found, strict=True):
+                speaker.written += choices
+                assert speaker.sequence.length == len(speaker.ids) + len(speaker.written) - 1
+            going = [speaker for speaker in going if len(speaker.written) < TOKENS]
+    for speaker in done:
+        assert len(speaker.written) == TOKENS
+        speaker.sequence.close()
+    assert lean.blocks.used_bytes == 0
+    return [speaker.written for speaker in done], [speaker.stats for speaker in done]
+
+
+GREEDY = SamplingParams(logprobs=2)
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, seed=5, repetition_penalty=1.1, logprobs=2)
+MODES = [DraftMode("fixed", 1), DraftMode("fixed", 4), DraftMode("fixed", 9), DraftMode("lookup", 8), AUTO]
+
+
+@pytest.fixture(scope="module", params=[GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def plain(request):
+    return request.param, *write(OFF, request.param)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("together", [False, True])
+def test_the_text_is_the_one_without_drafts(plain, mode, together):
+    params, texts, before = plain
+    found, stats = write(mode, params, together=together)
+    assert found == texts, "tokens and their log-probabilities"
+    if mode.kind == "fixed":
+        assert sum(s.drafted_tokens for s in stats) > 0
+        assert sum(s.accepted_tokens for s in stats) > 0
+        assert sum(s.decode_rounds for s in stats) < sum(s.decode_rounds for s in before)
+
+
+def test_the_text_does_not_depend_on_who_drafts(plain):
+    params, texts, _ = plain
+    for share in (0.1, 0.8):
+        assert write(DraftMode("fixed", 4), params, share=share)[0] == texts
+
+
+def test_a_failure_in_the_middle_of_a_pass_changes_nothing(plain):
+    params, texts, _ = plain
+    for fails_at in (3, 40):
+        assert write(DraftMode("fixed", 4), params, fails_at=fails_at)[0] == texts
+
+
+def test_more_experts_make_better_drafts():
+    accepted = []
+    for share in (0.1, 0.5, 0.9):
+        _, stats = write(DraftMode("fixed", 4), GREEDY, share=share)
+        accepted.append(sum(s.accepted_tokens for s in stats) / sum(s.drafted_tokens for s in stats))
+    assert accepted[0] < accepted[1] < accepted[2]
+    assert accepted[2] > 0.6
+
+
+def test_a_planted_rule_that_takes_drafts_unseen_is_noticed(plain, monkeypatch):
+    """The mutant accepts every second draft without asking the model."""
+    params, texts, _ = plain
+
+    def wrong(self, one, draft, logits):
+        chosen = [one.sampler.choose(logits[0])]
+        for at, row in enumerate(logits[1:]):
+            if at % 2 == 0 and chosen[-1].token_id != draft[at]:
+                break
+            chosen.append(one.sampler.choose(row))
+        return chosen
+
+    monkeypatch.setattr(Drafting, "_accept", wrong)
+    assert write(DraftMode("fixed", 4), params)[0] != texts
+
+
+def test_drafts_give_way_where_the_cache_is_full():
+    lean, batch, _ = node(kv_bytes=node()[0].blocks.block_bytes * 2)
+    drafting = Drafting(DraftMode("fixed", 8))
+    speaker = Speaker(lean, batch, drafting, "a " * 30, GREEDY)
+    with pytest.raises(NoBlocksError):
+        while True:
+            speaker.written += drafting.advance(batch, [speaker.asked()])[0]
+            assert len(speaker.written) < 100
+    assert speaker.sequence.length == 64, "up to the last token that there was room for"
+
+
+@pytest.mark.parametrize("text", ["", "17", "-1", "yes", "4.0", "9999999"])
+def test_modes_that_make_no_sense(text):
+    with pytest.raises(ConfigError, match=r"auto, off, lookup, or how many"):
+        parse_draft_mode(text)
+
+
+def test_modes():
+    assert parse_draft_mode("auto") == AUTO
+    assert parse_draft_mode("off") == parse_draft_mode("0") == OFF
+    assert parse_draft_mode("4") == DraftMode("fixed", 4)
+    assert parse_draft_mode("lookup").kind == "lookup"
