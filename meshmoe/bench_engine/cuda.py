@@ -12,6 +12,7 @@ import torch
 
 from meshmoe.bench_engine.turns import Progress, in_turns
 from meshmoe.core.errors import ConfigError
+from meshmoe.engine.lean.attention import BLOCK_TOKENS
 
 QWEN3_30B_A3B: dict[str, Any] = {
     "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
@@ -58,12 +59,13 @@ def measure_cuda(streams: tuple[int, ...], layers: int, turns: int, progress: Pr
     """
     if not torch.cuda.is_available():
         raise ConfigError("meshmoe bench cuda needs an NVIDIA card and torch with CUDA; this machine has none")
-    from meshmoe.engine.cuda.weights import read_weights
+    from meshmoe.engine.cuda.weights import lend_experts, read_weights
 
     torch.set_grad_enabled(False)
     progress("making a model of random weights")
     stock = _random_model(layers)
     weights = read_weights(stock)
+    lend_experts(weights, stock)
     read_s = _token_bytes(stock) / _read_rate()
     figures = []
     for count in streams:
@@ -112,16 +114,18 @@ def _random_model(layers: int) -> Any:
 
 
 def _ours(weights: Any, count: int) -> Callable[[], float]:
-    from meshmoe.engine.cuda.cache import BLOCK_TOKENS, PagedCache
+    from meshmoe.engine.cuda.blocks import DeviceBlocks
     from meshmoe.engine.cuda.step import DecodeStep
+    from meshmoe.engine.lean.blocks import Sequence
 
-    reach = CONTEXT + STEPS + BLOCK_TOKENS
-    cache = PagedCache(weights, count * -(-reach // BLOCK_TOKENS))
-    step = DecodeStep(weights, cache, count, reach)
+    reach = CONTEXT + STEPS + 1
+    blocks = DeviceBlocks(weights, 8 << 30)
+    step = DecodeStep(weights, blocks, count, reach)
     for row in range(count):
-        table: list[int] = []
-        cache.extend(table, reach)
-        step.tables[row, : len(table)] = torch.tensor(table, dtype=torch.int32)
+        sequence = Sequence(blocks)
+        sequence.reserve(reach)
+        used = -(-reach // BLOCK_TOKENS)
+        step.tables[row, :used] = torch.from_numpy(sequence.table[:used])
 
     def run() -> float:
         step.tokens.copy_(torch.arange(100, 100 + count))

@@ -61,12 +61,13 @@ def linear_rows(
 @triton.jit
 def heads_to_cache(
     qkv, q_norm, k_norm, cos, sin, positions, tables, keys, values, queries, eps,
-    HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, MAX_BLOCKS,
+    HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr, MAX_BLOCKS,
 ) -> None:  # fmt: skip
     """Norm and rotate a row's heads: keys and values go to their places in the cache, queries to ``[B, HEADS, D]``.
 
-    ``cos`` and ``sin`` are ``[positions, D]``; a block of the cache is ``[BLOCK, KV, D]``; ``tables`` is
-    ``[B, MAX_BLOCKS]``.
+    ``cos`` and ``sin`` are ``[positions, D]``, ``tables`` is ``[B, MAX_BLOCKS]``. A block's keys of a layer are
+    ``[KV, BLOCK, D]``, and so are its values; from one block to the next are ``STRIDE`` numbers.
     """
     row, head = tl.program_id(0), tl.program_id(1)
     half: tl.constexpr = D // 2
@@ -75,9 +76,9 @@ def heads_to_cache(
     dtype = queries.dtype.element_ty
     position = tl.load(positions + row)
     block = tl.load(tables + row * MAX_BLOCKS + position // BLOCK)
-    slot = ((block * BLOCK + position % BLOCK) * KV).to(tl.int64)
+    within = block.to(tl.int64) * STRIDE + position % BLOCK * D
     if head >= HEADS + KV:
-        tl.store(values + (slot + head - HEADS - KV) * D + at, tl.load(base + at))
+        tl.store(values + within + (head - HEADS - KV) * BLOCK * D + at, tl.load(base + at))
     else:
         other = tl.where(at < half, at + half, at - half)
         mine = tl.load(base + at).to(tl.float32)
@@ -96,14 +97,14 @@ def heads_to_cache(
         if head < HEADS:
             tl.store(queries + (row * HEADS + head) * D + at, result)
         else:
-            tl.store(keys + (slot + head - HEADS) * D + at, result)
+            tl.store(keys + within + (head - HEADS) * BLOCK * D + at, result)
 
 
 @triton.jit
 def attend_split(
     queries, keys, values, positions, tables, partial, tops, sums, scale,
-    HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
-    GROUP: tl.constexpr, SPLITS, MAX_BLOCKS,
+    HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    SPLIT: tl.constexpr, GROUP: tl.constexpr, SPLITS, MAX_BLOCKS,
 ) -> None:  # fmt: skip
     """One split of attention for one row and one key head: unnormalised output, maximum and sum of exponentials.
 
@@ -127,15 +128,15 @@ def attend_split(
         within = tl.arange(0, BLOCK)
         for first in range(begin, min(begin + SPLIT, length), BLOCK):
             block = tl.load(tables + row * MAX_BLOCKS + first // BLOCK)
-            place = ((block * BLOCK + within) * KV + head).to(tl.int64)
+            place = block.to(tl.int64) * STRIDE + (head * BLOCK + within) * D
             valid = first + within < length
-            k = tl.load(keys + place[None, :] * D + at[:, None], mask=valid[None, :], other=0.0)
+            k = tl.load(keys + place[None, :] + at[:, None], mask=valid[None, :], other=0.0)
             scores = tl.where(valid[None, :], tl.dot(q, k, input_precision="ieee") * scale, float("-inf"))
             higher = tl.maximum(top, tl.max(scores, 1))
             weights = tl.exp(scores - higher[:, None])
             shrink = tl.exp(top - higher)
             total = total * shrink + tl.sum(weights, 1)
-            v = tl.load(values + place[:, None] * D + at[None, :], mask=valid[:, None], other=0.0)
+            v = tl.load(values + place[:, None] + at[None, :], mask=valid[:, None], other=0.0)
             out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
             top = higher
         to = (row * SPLITS + split) * HEADS + head * share + member
@@ -169,27 +170,33 @@ def attend_join(
 
 @triton.jit
 def route_rows(
-    logits, slots, chosen, weights, held, lacking, layer,
+    logits, experts, local, chosen, weights, held, lacking, layer,
     EXPERTS: tl.constexpr, E: tl.constexpr, TOP_K: tl.constexpr, NORMALISE: tl.constexpr, ROUND: tl.constexpr,
 ) -> None:  # fmt: skip
     """Softmax and the best experts of a row, ascending by number; says which layer first lacks one.
 
-    Of equal scores the lower number wins. ``slots`` is the layer's row of the table, ``[EXPERTS]`` places in the pool,
-    -1 for what is not resident; ``held`` gets the chosen ones' places, ``[B, TOP_K]``.
+    Of equal scores the lower number wins. ``experts`` is the layer's part of the table of addresses, ``[EXPERTS, 2]``.
+    ``chosen`` gets the numbers, ``[B, TOP_K]``, and ``held`` the same with -1 for what is not resident. A row with
+    ``local`` chooses among the resident ones alone; where these are fewer, -1 fills up.
     """
     row = tl.program_id(0)
     at = tl.arange(0, E)
     value = tl.load(logits + row * EXPERTS + at, mask=at < EXPERTS, other=float("-inf")).to(tl.float32)
+    address = tl.load(experts + 2 * at, mask=at < EXPERTS, other=0)
+    resident = tl.where(address != 0, at, -1)
     top = tl.max(value, 0)
     shares = tl.exp(value - top)
     shares = shares / tl.sum(shares, 0)
     picked = tl.zeros((E,), tl.int32)
-    left = tl.where(at < EXPERTS, shares, -1.0)
+    barred = (at >= EXPERTS) | ((tl.load(local + row) != 0) & (resident < 0))
+    left = tl.where(barred, -1.0, shares)
     total = 0.0
     for _ in range(TOP_K):
         best = tl.argmax(left, 0)
-        total += tl.max(left, 0)
-        picked = tl.where(at == best, 1, picked)
+        highest = tl.max(left, 0)
+        found = highest >= 0.0
+        total += tl.where(found, highest, 0.0)
+        picked = tl.where((at == best) & found, 1, picked)
         left = tl.where(at == best, -1.0, left)
     if NORMALISE:
         shares = shares / total
@@ -198,17 +205,19 @@ def route_rows(
     rank = tl.cumsum(picked, 0) - 1
     take = picked == 1
     to = row * TOP_K + rank
-    place = tl.load(slots + at, mask=take, other=0)
     tl.store(chosen + to, at, mask=take)
-    tl.store(held + to, place, mask=take)
+    tl.store(held + to, resident, mask=take)
     tl.store(weights + to, shares.to(weights.dtype.element_ty), mask=take)
-    if tl.min(place, 0) < 0:
+    empty = (at < TOP_K) & (at >= tl.sum(picked, 0))
+    tl.store(chosen + row * TOP_K + at, -1, mask=empty)
+    tl.store(held + row * TOP_K + at, -1, mask=empty)
+    if tl.min(tl.where(take, resident, 0), 0) < 0:
         tl.atomic_min(lacking, layer)
 
 
 @triton.jit
-def _rows_of(held, pair, place, rows, TOP_K: tl.constexpr, KS: tl.constexpr):
-    """Which of the 16 rows around a pair chose the expert at ``place``, with their pairs; whether this one is first.
+def _rows_of(held, pair, expert, rows, TOP_K: tl.constexpr, KS: tl.constexpr):
+    """Which of the 16 rows around a pair chose an expert, with their pairs; whether this one is first.
 
     A row chooses an expert at most once, so rows need no sorting: each of a tile's rows either takes part or does not.
     """
@@ -216,7 +225,7 @@ def _rows_of(held, pair, place, rows, TOP_K: tl.constexpr, KS: tl.constexpr):
     row = first + tl.arange(0, 16)
     slot = tl.arange(0, KS)
     inside = (row < rows)[:, None] & (slot < TOP_K)[None, :]
-    matches = tl.load(held + row[:, None] * TOP_K + slot[None, :], mask=inside, other=-1) == place
+    matches = tl.load(held + row[:, None] * TOP_K + slot[None, :], mask=inside, other=-1) == expert
     takes = tl.sum(matches.to(tl.int32), 1) > 0
     pairs = row * TOP_K + tl.sum(tl.where(matches, slot[None, :], 0), 1)
     leads = tl.min(tl.where(takes, pairs, 2147483647), 0) == pair
@@ -225,24 +234,24 @@ def _rows_of(held, pair, place, rows, TOP_K: tl.constexpr, KS: tl.constexpr):
 
 @triton.jit
 def experts_up(
-    x, gate_up, held, inner, rows, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr, KS: tl.constexpr,
+    x, experts, held, inner, rows, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr, KS: tl.constexpr,
     N: tl.constexpr, K: tl.constexpr,
 ) -> None:  # fmt: skip
     """``silu(gate) * up`` of each (row, expert) pair.
 
     The first pair of a tile of 16 rows that names an expert computes it for all of them, so its weights are read once.
-    ``inner`` is ``[pairs, WIDTH]``, a pool entry ``[2 * WIDTH, HIDDEN]``.
+    ``inner`` is ``[pairs, WIDTH]``.
     ``KS`` is ``TOP_K`` filled up to a power of two.
     """
     pair = tl.program_id(1)
-    place = tl.load(held + pair)
-    if place >= 0:
-        row, takes, pairs, leads = _rows_of(held, pair, place, rows, TOP_K, KS)
+    expert = tl.load(held + pair)
+    if expert >= 0:
+        row, takes, pairs, leads = _rows_of(held, pair, expert, rows, TOP_K, KS)
         if leads:
             unit = tl.program_id(0) * N + tl.arange(0, N)
             real = unit < WIDTH
             at = tl.arange(0, K)
-            base = gate_up + place.to(tl.int64) * (2 * WIDTH * HIDDEN)
+            base = tl.load(experts + 2 * expert).to(tl.pointer_type(x.dtype.element_ty))
             gate = tl.zeros((16, N), tl.float32)
             up = tl.zeros((16, N), tl.float32)
             for begin in range(0, HIDDEN, K):
@@ -251,9 +260,10 @@ def experts_up(
                     x + row[:, None] * HIDDEN + begin + at[None, :], mask=takes[:, None] & deep[None, :], other=0.0
                 )
                 mask = real[None, :] & deep[:, None]
-                from_ = unit[None, :] * HIDDEN + begin + at[:, None]
-                gate = tl.dot(value, tl.load(base + from_, mask=mask, other=0.0), gate, input_precision="ieee")
-                w = tl.load(base + WIDTH * HIDDEN + from_, mask=mask, other=0.0)
+                # An address that was loaded is not known to be aligned; these are, if rows are of 16 bytes or more.
+                from_ = tl.multiple_of(base + unit[None, :] * HIDDEN + begin + at[:, None], (16, 16))
+                gate = tl.dot(value, tl.load(from_, mask=mask, other=0.0), gate, input_precision="ieee")
+                w = tl.load(from_ + WIDTH * HIDDEN, mask=mask, other=0.0)
                 up = tl.dot(value, w, up, input_precision="ieee")
             dtype = inner.dtype.element_ty
             g = gate.to(dtype).to(tl.float32)
@@ -264,19 +274,19 @@ def experts_up(
 
 @triton.jit
 def experts_down(
-    inner, down, held, outputs, rows, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr,
+    inner, experts, held, outputs, rows, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr,
     KS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The down projection of each pair; ``outputs`` is ``[pairs, HIDDEN]``, a pool entry ``[HIDDEN, WIDTH]``."""
+    """The down projection of each pair; ``outputs`` is ``[pairs, HIDDEN]``."""
     pair = tl.program_id(1)
-    place = tl.load(held + pair)
-    if place >= 0:
-        _, takes, pairs, leads = _rows_of(held, pair, place, rows, TOP_K, KS)
+    expert = tl.load(held + pair)
+    if expert >= 0:
+        _, takes, pairs, leads = _rows_of(held, pair, expert, rows, TOP_K, KS)
         if leads:
             unit = tl.program_id(0) * N + tl.arange(0, N)
             real = unit < HIDDEN
             at = tl.arange(0, K)
-            base = down + place.to(tl.int64) * (HIDDEN * WIDTH)
+            base = tl.load(experts + 2 * expert + 1).to(tl.pointer_type(inner.dtype.element_ty))
             total = tl.zeros((16, N), tl.float32)
             for begin in range(0, WIDTH, K):
                 deep = begin + at < WIDTH
@@ -284,7 +294,8 @@ def experts_down(
                     inner + pairs[:, None] * WIDTH + begin + at[None, :], mask=takes[:, None] & deep[None, :], other=0.0
                 )
                 mask = real[None, :] & deep[:, None]
-                w = tl.load(base + unit[None, :] * WIDTH + begin + at[:, None], mask=mask, other=0.0)
+                from_ = tl.multiple_of(base + unit[None, :] * WIDTH + begin + at[:, None], (16, 16))
+                w = tl.load(from_, mask=mask, other=0.0)
                 total = tl.dot(value, w, total, input_precision="ieee")
             dtype = outputs.dtype.element_ty
             tl.store(
@@ -293,7 +304,9 @@ def experts_down(
 
 
 @triton.jit
-def join_rows(outputs, weights, residual, x, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, N: tl.constexpr) -> None:
+def join_rows(
+    outputs, chosen, weights, residual, x, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, N: tl.constexpr
+) -> None:
     """Weigh and add a row's experts in ascending order, rounding as stock eager does, then the residual, into ``x``."""
     row = tl.program_id(1)
     unit = tl.program_id(0) * N + tl.arange(0, N)
@@ -302,9 +315,10 @@ def join_rows(outputs, weights, residual, x, HIDDEN: tl.constexpr, TOP_K: tl.con
     total = tl.zeros((N,), tl.float32)
     for i in range(TOP_K):
         pair = row * TOP_K + i
-        weight = tl.load(weights + pair).to(tl.float32)
-        part = tl.load(outputs + pair * HIDDEN + unit, mask=real, other=0.0).to(tl.float32) * weight
-        total = (total + part.to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
+        if tl.load(chosen + pair) >= 0:
+            weight = tl.load(weights + pair).to(tl.float32)
+            part = tl.load(outputs + pair * HIDDEN + unit, mask=real, other=0.0).to(tl.float32) * weight
+            total = (total + part.to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
     old = tl.load(residual + row * HIDDEN + unit, mask=real, other=0.0).to(tl.float32)
     tl.store(x + row * HIDDEN + unit, (old + total).to(dtype), mask=real)
 

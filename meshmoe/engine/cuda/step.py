@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from meshmoe.engine.cuda.cache import BLOCK_TOKENS, PagedCache
+from meshmoe.engine.cuda.blocks import DeviceBlocks
 from meshmoe.engine.cuda.kernels import (
     SPLIT_TOKENS,
     attend_join,
@@ -30,7 +32,8 @@ from meshmoe.engine.cuda.kernels import (
     norm_rows,
     route_rows,
 )
-from meshmoe.engine.cuda.weights import DeviceLayer, DeviceShape, DeviceWeights
+from meshmoe.engine.cuda.weights import DeviceLayer, DeviceWeights
+from meshmoe.engine.lean.attention import BLOCK_TOKENS
 
 ALL_HERE = 1 << 30
 """What ``lacking`` says when no layer lacks an expert."""
@@ -45,6 +48,10 @@ class Tile:
     warps: int
     stages: int
 
+    def options(self) -> dict[str, int]:
+        """As the kernels take them."""
+        return {"N": self.columns, "K": self.depth, "num_warps": self.warps, "num_stages": self.stages}
+
 
 UP_TILE = Tile(16, 128, 4, 4)
 DOWN_TILE = Tile(32, 128, 4, 4)
@@ -57,30 +64,32 @@ class Missing:
     Attributes:
         layer: Which.
         hidden: ``[B, H]``, the input of its experts, on the card.
-        chosen: ``[B, k]`` int32, the experts of each row, ascending, on the host.
-        held: ``[B, k]`` int32, their places in the pool, -1 for what is lacking, on the host.
+        experts, rows, places: Of each lacking pair, on the host: the expert, the row, its place among the row's chosen.
+        pairs: ``[n]`` int64 on the card: the same pairs as numbers of ``[B * k]``.
     """
 
     layer: int
     hidden: Tensor
-    chosen: Tensor
-    held: Tensor
+    experts: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
+    pairs: Tensor
 
 
 class DecodeStep:
     """Decode steps of a fixed number of rows; inputs and outputs stay at their places in the card's memory."""
 
-    def __init__(self, weights: DeviceWeights, cache: PagedCache, rows: int, context: int) -> None:
+    def __init__(self, weights: DeviceWeights, blocks: DeviceBlocks, rows: int, context: int) -> None:
         """Make room.
 
         Args:
             weights: The model.
-            cache: Where keys and values are.
-            rows: Of every step; rows that are not needed read position 0 of block 0, which nobody else may own.
+            blocks: Where keys and values are.
+            rows: Of every step; those that are not needed read position 0 of the idle block.
             context: Longest sequence.
         """
         shape, device, dtype = weights.shape, weights.device, weights.dtype
-        self._weights, self._cache, self._rows = weights, cache, rows
+        self._weights, self._pool, self._rows = weights, blocks, rows
         self._blocks = -(-context // BLOCK_TOKENS)
         self._splits = -(-context // SPLIT_TOKENS)
         layers, k = len(weights.layers), shape.top_k
@@ -89,7 +98,8 @@ class DecodeStep:
             return torch.zeros(size, dtype=of, device=device)
 
         self.tokens, self.positions = room(rows, of=torch.int64), room(rows, of=torch.int32)
-        self.tables = room(rows, self._blocks, of=torch.int32)
+        self.tables = torch.full((rows, self._blocks), blocks.idle, dtype=torch.int32, device=device)
+        self.local = room(rows, of=torch.int32)
         self.logits = room(rows, shape.vocabulary)
         self._x, self._last = room(rows, shape.hidden), room(rows, shape.hidden)
         self._normed, self._kept = room(layers, rows, shape.hidden), room(layers, rows, shape.hidden)
@@ -117,19 +127,21 @@ class DecodeStep:
         """
         return self._go(-1)
 
-    def resume(self, missing: Missing, outputs: dict[tuple[int, int], Tensor]) -> Missing | None:
-        """Go on once the lacking experts' outputs are there.
+    def begin(self, missing: Missing) -> None:
+        """Have the layer's resident experts computed, while somebody else computes the lacking ones."""
+        self._experts(missing.layer)
+
+    def resume(self, missing: Missing, outputs: Tensor) -> Missing | None:
+        """Go on once the lacking experts' outputs are there; `begin` comes before.
 
         Args:
             missing: What `run` or `resume` returned.
-            outputs: For each lacking (row, place among the row's chosen) the expert's output, ``[H]``.
+            outputs: ``[n, H]`` on the card, of the pairs in ``missing.pairs``.
         """
-        layer, k = missing.layer, self._weights.shape.top_k
-        self._experts(self._weights.layers[layer], layer)
-        for (row, place), output in outputs.items():
-            self._outputs[row * k + place].copy_(output, non_blocking=True)
-        self._join(layer)
-        return self._go(layer)
+        if len(outputs):
+            self._outputs.index_copy_(0, missing.pairs, outputs)
+        self._join(missing.layer)
+        return self._go(missing.layer)
 
     def _go(self, after: int) -> Missing | None:
         graph = self._graphs.get(after)
@@ -139,7 +151,17 @@ class DecodeStep:
         lacking = int(self._lacking.item())
         if lacking == ALL_HERE:
             return None
-        return Missing(lacking, self._normed[lacking], self._chosen[lacking].cpu(), self._held[lacking].cpu())
+        chosen, held = torch.stack([self._chosen[lacking], self._held[lacking]]).cpu().numpy().astype(np.int64)
+        rows, places = np.nonzero((chosen >= 0) & (held < 0))
+        experts = chosen[rows, places]
+        order = np.argsort(experts, kind="stable")  # experts ascend, and the rows of each
+        pairs = torch.from_numpy(rows * self._weights.shape.top_k + places)[order].to(self._x.device)
+        return Missing(lacking, self._normed[lacking], experts[order], rows[order], places[order], pairs)
+
+    @property
+    def chosen(self) -> Tensor:
+        """``[layers, rows, k]`` int32 on the card, what the routers of the last step chose; -1 fills up."""
+        return self._chosen
 
     def _capture(self, after: int) -> torch.cuda.CUDAGraph:
         kept = self._x.clone()
@@ -163,7 +185,7 @@ class DecodeStep:
             layer = weights.layers[at]
             self._mix_tokens(layer, at)
             self._route(layer, at)
-            self._experts(layer, at)
+            self._experts(at)
             self._join(at)
         self._norm(self._x, weights.norm, self._last)
         self._linear(self._last, weights.head, self.logits)
@@ -184,20 +206,21 @@ class DecodeStep:
         )  # fmt: skip
 
     def _mix_tokens(self, layer: DeviceLayer, at: int) -> None:
-        shape, cache = self._weights.shape, self._cache
+        shape, keys, values = self._weights.shape, self._pool.keys(at), self._pool.values(at)
         heads, kv, d, rows = shape.heads, shape.kv_heads, shape.head_dim, self._rows
         normed = self._normed[at]
         self._norm(self._x, layer.in_norm, normed)
         self._linear(normed, layer.qkv, self._qkv)
         heads_to_cache[(rows, heads + 2 * kv)](
             self._qkv, layer.q_norm, layer.k_norm, self._cos, self._sin, self.positions, self.tables,
-            cache.keys[at], cache.values[at], self._queries, shape.norm_eps,
-            HEADS=heads, KV=kv, D=d, NORM=layer.q_norm is not None, BLOCK=BLOCK_TOKENS, MAX_BLOCKS=self._blocks,
-            num_warps=1,
+            keys, values, self._queries, shape.norm_eps,
+            HEADS=heads, KV=kv, D=d, NORM=layer.q_norm is not None, BLOCK=BLOCK_TOKENS, STRIDE=self._pool.stride,
+            MAX_BLOCKS=self._blocks, num_warps=1,
         )  # fmt: skip
         attend_split[(rows, kv, self._splits)](
-            self._queries, cache.keys[at], cache.values[at], self.positions, self.tables, self._partial,
-            self._tops, self._sums, shape.scale, HEADS=heads, KV=kv, D=d, BLOCK=BLOCK_TOKENS, SPLIT=SPLIT_TOKENS,
+            self._queries, keys, values, self.positions, self.tables, self._partial, self._tops, self._sums,
+            shape.scale,
+            HEADS=heads, KV=kv, D=d, BLOCK=BLOCK_TOKENS, STRIDE=self._pool.stride, SPLIT=SPLIT_TOKENS,
             GROUP=max(16, next_power_of_2(heads // kv)), SPLITS=self._splits, MAX_BLOCKS=self._blocks, num_warps=4,
         )  # fmt: skip
         attend_join[(rows, heads)](
@@ -211,51 +234,38 @@ class DecodeStep:
         shape = self._weights.shape
         self._linear(self._normed[at], layer.router, self._scores)
         route_rows[(self._rows,)](
-            self._scores, layer.slots, self._chosen[at], self._shares[at], self._held[at], self._lacking, at,
+            self._scores, self._weights.experts[at], self.local, self._chosen[at], self._shares[at], self._held[at],
+            self._lacking, at,
             EXPERTS=shape.experts, E=next_power_of_2(shape.experts), TOP_K=shape.top_k, NORMALISE=shape.normalise,
             ROUND=shape.round_weights, num_warps=1,
         )  # fmt: skip
 
-    def _experts(self, layer: DeviceLayer, at: int) -> None:
-        compute_pairs(self._weights.shape, layer, self._normed[at], self._held[at], self._inner, self._outputs)
+    def _experts(self, at: int) -> None:
+        compute_pairs(self._weights, at, self._normed[at], self._held[at], self._inner, self._outputs)
 
     def _join(self, at: int) -> None:
         shape = self._weights.shape
         join_rows[(-(-shape.hidden // 256), self._rows)](
-            self._outputs, self._shares[at], self._kept[at], self._x,
+            self._outputs, self._chosen[at], self._shares[at], self._kept[at], self._x,
             HIDDEN=shape.hidden, TOP_K=shape.top_k, N=256, num_warps=4,
         )  # fmt: skip
 
 
-def compute_pairs(
-    shape: DeviceShape, layer: DeviceLayer, x: Tensor, held: Tensor, inner: Tensor, outputs: Tensor
-) -> None:
+def compute_pairs(weights: DeviceWeights, layer: int, x: Tensor, held: Tensor, inner: Tensor, outputs: Tensor) -> None:
     """Compute the experts of rows, here as for a peer.
 
     Args:
-        shape: Of the model.
+        weights: The model.
         layer: The layer.
         x: ``[B, H]``.
-        held: ``[B, n]`` int32, places in the pool; -1 is left out, and no row names a place twice.
+        held: ``[B, n]`` int32, resident experts; -1 is left out, and no row names an expert twice.
         inner: ``[B * n, I]``, working memory.
         outputs: ``[B * n, H]``; gets the outputs.
     """
-    rows, each = held.shape
-    options = {"HIDDEN": shape.hidden, "WIDTH": shape.width, "TOP_K": each, "KS": next_power_of_2(each)}
-    up, down = UP_TILE, DOWN_TILE
-    experts_up[(-(-shape.width // up.columns), rows * each)](
-        x,
-        layer.gate_up,
-        held,
-        inner,
-        rows,
-        **options,
-        N=up.columns,
-        K=up.depth,
-        num_warps=up.warps,
-        num_stages=up.stages,
+    (rows, each), shape, table = held.shape, weights.shape, weights.experts[layer]
+    sizes = {"HIDDEN": shape.hidden, "WIDTH": shape.width, "TOP_K": each, "KS": next_power_of_2(each)}
+    pairs, up, down = rows * each, UP_TILE, DOWN_TILE
+    experts_up[(-(-shape.width // up.columns), pairs)](x, table, held, inner, rows, **sizes, **up.options())
+    experts_down[(-(-shape.hidden // down.columns), pairs)](
+        inner, table, held, outputs, rows, **sizes, **down.options()
     )
-    experts_down[(-(-shape.hidden // down.columns), rows * each)](
-        inner, layer.down, held, outputs, rows,
-        **options, N=down.columns, K=down.depth, num_warps=down.warps, num_stages=down.stages,
-    )  # fmt: skip

@@ -32,7 +32,7 @@ class DeviceShape:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLayer:
-    """A layer: attention and router of the trunk, and the pool's two stacks.
+    """A layer's attention and router.
 
     Attributes:
         in_norm, post_norm: ``[H]``.
@@ -40,9 +40,6 @@ class DeviceLayer:
         q_norm, k_norm: ``[d]``, or None.
         o: ``[H, heads * d]``.
         router: ``[E, H]``.
-        gate_up: ``[places, 2 * I, H]``, the pool's entries.
-        down: ``[places, H, I]``.
-        slots: ``[E]`` int32: the place of each expert, -1 for what is not resident.
     """
 
     in_norm: Tensor
@@ -52,9 +49,6 @@ class DeviceLayer:
     k_norm: Tensor | None
     o: Tensor
     router: Tensor
-    gate_up: Tensor
-    down: Tensor
-    slots: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +61,9 @@ class DeviceWeights:
         embedding, head: ``[V, H]``.
         norm: ``[H]``.
         rotary: The trunk's module for position frequencies.
+        experts: ``[layers, E, 2]`` int64: where the gate-and-up projection ``[2 * I, H]`` and the down projection
+            ``[H, I]`` of each expert lie on the card; 0 for what is not resident. Whoever writes addresses keeps the
+            weights alive until the steps that read them are done.
     """
 
     shape: DeviceShape
@@ -75,6 +72,7 @@ class DeviceWeights:
     head: Tensor
     norm: Tensor
     rotary: Any
+    experts: Tensor
 
     @property
     def device(self) -> torch.device:
@@ -87,13 +85,11 @@ class DeviceWeights:
         return self.embedding.dtype
 
 
-def read_weights(trunk: Any, pools: list[tuple[Tensor, Tensor, Tensor]] | None = None) -> DeviceWeights:
+def read_weights(trunk: Any) -> DeviceWeights:
     """Read a causal language model of transformers that lies on a card.
 
     Args:
-        trunk: The model.
-        pools: For each MoE layer ``gate_up``, ``down`` and ``slots`` as in `DeviceLayer`; None for the model's own
-            stacks, all of them resident.
+        trunk: The model, with or without its experts; none of them is resident to begin with.
 
     Raises:
         ValueError: The family is not one of `FAMILIES`, or uses what the kernels lack.
@@ -125,11 +121,6 @@ def read_weights(trunk: Any, pools: list[tuple[Tensor, Tensor, Tensor]] | None =
         if not hasattr(block.mlp, "experts"):
             raise ValueError(f"layer {at} has no experts; dense layers are not known to the CUDA step")
         own = block.self_attn
-        if pools is None:
-            gate_up, down = block.mlp.experts.gate_up_proj.data, block.mlp.experts.down_proj.data
-            slots = torch.arange(shape.experts, dtype=torch.int32, device=gate_up.device)
-        else:
-            gate_up, down, slots = pools[at]
         layers.append(
             DeviceLayer(
                 in_norm=block.input_layernorm.weight.data,
@@ -139,9 +130,6 @@ def read_weights(trunk: Any, pools: list[tuple[Tensor, Tensor, Tensor]] | None =
                 k_norm=own.k_norm.weight.data if hasattr(own, "k_norm") else None,
                 o=own.o_proj.weight.data,
                 router=block.mlp.gate.weight.data,
-                gate_up=gate_up,
-                down=down,
-                slots=slots,
             )
         )
     return DeviceWeights(
@@ -151,4 +139,14 @@ def read_weights(trunk: Any, pools: list[tuple[Tensor, Tensor, Tensor]] | None =
         head=trunk.lm_head.weight.data,
         norm=model.norm.weight.data,
         rotary=model.rotary_emb,
+        experts=torch.zeros(len(layers), shape.experts, 2, dtype=torch.int64, device=model.norm.weight.device),
     )
+
+
+def lend_experts(weights: DeviceWeights, trunk: Any) -> None:
+    """Make all experts of a whole transformers model resident, where they lie in its own stacks."""
+    addresses = [
+        [(gate_up.data_ptr(), down.data_ptr()) for gate_up, down in zip(e.gate_up_proj, e.down_proj, strict=True)]
+        for e in (block.mlp.experts for block in trunk.model.layers)
+    ]
+    weights.experts.copy_(torch.tensor(addresses))

@@ -43,11 +43,11 @@ class BlockPool:
         capacity: Blocks that the budget has room for.
     """
 
-    def __init__(self, block_bytes: int, capacity_bytes: int) -> None:
+    def __init__(self, block_bytes: int, capacity_bytes: int, device: torch.device | None = None) -> None:
         self.block_bytes = block_bytes
         self.capacity = capacity_bytes // block_bytes
         # Only reserved: the system gives memory page by page, as it is written to.
-        self._memory = torch.empty(self.capacity * block_bytes, dtype=torch.uint8)
+        self._memory = torch.empty(self.capacity * block_bytes, dtype=torch.uint8, device=device)
         self._free = list(range(self.capacity - 1, -1, -1))
         self._users = [0] * self.capacity
         self._digests: list[bytes | None] = [None] * self.capacity

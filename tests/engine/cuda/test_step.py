@@ -10,11 +10,15 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device on this machine", allow_module_level=True)
 
-from meshmoe.engine.cuda.cache import PagedCache
+from meshmoe.engine.cuda.blocks import DeviceBlocks
 from meshmoe.engine.cuda.step import DecodeStep, Missing, compute_pairs
-from meshmoe.engine.cuda.weights import DeviceWeights, read_weights
+from meshmoe.engine.cuda.weights import DeviceWeights, lend_experts, read_weights
+from meshmoe.engine.lean.blocks import Sequence
 
 CONTEXT, TOKENS = 1024, 300  # over a split of attention
+
+EVERYWHERE = {}
+"""The addresses of all experts, by model."""
 
 
 @pytest.fixture(params=[(family, dtype) for family in ("qwen3_moe", "mixtral") for dtype in ("float32", "bfloat16")])
@@ -38,38 +42,44 @@ def model(request):
         yield found.to("cuda", getattr(torch, dtype)).eval()
 
 
-def read(weights: DeviceWeights, cache: PagedCache, step: DecodeStep, ids, row=0, full=None):
+def read(weights: DeviceWeights, blocks: DeviceBlocks, step: DecodeStep, ids, row=0, local=False):
     """Feed a text token by token in one row of a step; returns the logits after each, and how often a layer waited."""
-    logits, rounds, table = [], 0, []
+    logits, rounds, sequence = [], 0, Sequence(blocks)
+    step.local[row] = local
     for position, token in enumerate(ids):
-        cache.extend(table, position + 1)
-        step.tables[row, : len(table)] = torch.tensor(table, dtype=torch.int32)
+        sequence.reserve(1)
+        step.tables[row, : len(sequence.table)] = torch.from_numpy(sequence.table)
         step.tokens[row], step.positions[row] = token, position
+        sequence.length += 1
         missing = step.run()
         while missing is not None:
             rounds += 1
+            step.begin(missing)
             missing = step.resume(missing, outputs_of(weights, missing))
         logits.append(step.logits[row].clone())
+    sequence.close()
     return torch.stack(logits), rounds
 
 
 def outputs_of(weights: DeviceWeights, missing: Missing):
     """What a peer that has all experts answers: each row alone, from a pool in another order."""
-    layer, shape = weights.layers[missing.layer], weights.shape
-    found = {}
-    for row, place in (missing.held < 0).nonzero().tolist():
-        held = missing.chosen[row, place].reshape(1, 1).cuda()
+    shape, found, away = weights.shape, [], weights.experts.clone()
+    weights.experts.copy_(EVERYWHERE[id(weights)])
+    for expert, row in zip(missing.experts.tolist(), missing.rows.tolist(), strict=True):
+        held = torch.tensor([[expert]], dtype=torch.int32, device="cuda")
         inner = torch.empty(1, shape.width, dtype=weights.dtype, device="cuda")
         output = torch.empty(1, shape.hidden, dtype=weights.dtype, device="cuda")
-        compute_pairs(shape, layer, missing.hidden[row : row + 1].contiguous(), held, inner, output)
-        found[row, place] = output[0]
-    return found
+        compute_pairs(weights, missing.layer, missing.hidden[row : row + 1].contiguous(), held, inner, output)
+        found.append(output[0])
+    weights.experts.copy_(away)
+    return torch.stack(found)
 
 
 def test_tokens_batches_and_absent_experts(model):
     weights = read_weights(model)
-    cache = PagedCache(weights, 64)
-    cache.extend([], 1)  # block 0 belongs to rows that are not needed
+    lend_experts(weights, model)
+    EVERYWHERE[id(weights)] = weights.experts.clone()
+    cache = DeviceBlocks(weights, 64 << 20)
     ids = torch.randint(0, 1024, (TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
     alone, _ = read(weights, cache, DecodeStep(weights, cache, 1, CONTEXT), ids)
     stock = model(input_ids=torch.tensor([ids], device="cuda")).logits[0]
@@ -82,13 +92,20 @@ def test_tokens_batches_and_absent_experts(model):
     batch = DecodeStep(weights, cache, 16, CONTEXT)
     for row in range(16):
         batch.tokens[row], batch.positions[row] = row * 7, row * 6
-        cache.extend(table := [], 100)
-        batch.tables[row, : len(table)] = torch.tensor(table, dtype=torch.int32)
+        other = Sequence(cache)
+        other.reserve(100)
+        batch.tables[row, : len(other.table)] = torch.from_numpy(other.table)
     among_others, _ = read(weights, cache, batch, ids, row=5)
     assert (among_others == alone).all(), "bits do not depend on the batch"
 
-    for layer in weights.layers:
-        layer.slots[torch.rand(layer.slots.shape) < 0.3] = -1
+    weights.experts[torch.rand(weights.experts.shape[:2]) < 0.3] = 0
     scattered, rounds = read(weights, cache, DecodeStep(weights, cache, 1, CONTEXT), ids[:60])
     assert rounds > 60
     assert (scattered == alone[:60]).all(), "bits do not depend on where experts are"
+
+    drafted, rounds = read(weights, cache, DecodeStep(weights, cache, 1, CONTEXT), ids[:60], local=True)
+    assert rounds == 0
+    assert drafted.isfinite().all()
+    assert not (drafted == alone[:60]).all()
+    weights.experts.zero_()
+    assert read(weights, cache, DecodeStep(weights, cache, 1, CONTEXT), ids[:5], local=True)[0].isfinite().all()
