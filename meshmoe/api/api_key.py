@@ -13,8 +13,11 @@ from meshmoe.core.errors import ConfigError, RequestError
 KEY_VARIABLE = "MESHMOE_API_KEY"
 KEY_CHARS_MIN = 16
 KEY_CHARS_MAX = 512
-OPEN_PATHS = frozenset({"/health"})
-"""Answered without a key, for whoever watches whether the node serves."""
+OPEN_PATHS = frozenset({"/health", "/"})
+"""Answered without a key: for whoever watches whether the node serves, and the page, which then asks for the key."""
+
+OPEN_PREFIX = "/page/"
+"""The page's files, which are the same at every node."""
 
 
 def read_api_key(file: Path | None) -> str | None:
@@ -53,6 +56,6 @@ def check_api_key(key: str, path: str, headers: Headers) -> None:
     """
     scheme, _, given = headers.get("authorization", "").partition(" ")
     good = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode())
-    if not good and path not in OPEN_PATHS:
+    if not good and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
         what = "the API key is wrong" if given else "no API key was given"
         raise RequestError(f"{what}: send `Authorization: Bearer KEY`", code="invalid_api_key", http_status=401)

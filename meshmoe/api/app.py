@@ -18,6 +18,7 @@ from meshmoe.api.gate import Gate
 from meshmoe.api.keeping import expel, one_token, rotate, tokens
 from meshmoe.api.mesh import health, list_models, mesh_leave, one_model
 from meshmoe.api.metrics import metrics
+from meshmoe.api.page import page, page_file
 from meshmoe.api.prompts import PromptEncoder
 from meshmoe.api.service import ModelService
 from meshmoe.api.status_feed import StatusFeed
@@ -25,6 +26,8 @@ from meshmoe.api.status_stream import mesh_events, mesh_history, mesh_status
 from meshmoe.core.errors import RequestError
 
 _ROUTES = [
+    Route("/", page),
+    Route("/page/{name:path}", page_file),
     Route("/health", health),
     Route("/metrics", metrics),
     Route("/v1/models", list_models),

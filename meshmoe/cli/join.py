@@ -63,7 +63,9 @@ that one; with --model it begins one. A box without the model's files gets what 
 @click.option("--name", metavar="NAME", help="Of this node, one of a kind in the mesh.  [default: the host name]")
 @socket_option
 @click.option(
-    "--http", metavar="HOST:PORT", help="Serve the API on this TCP port too; beyond loopback only with a key."
+    "--http",
+    metavar="HOST:PORT",
+    help="Serve the page and the API on this TCP port too; beyond loopback only with a key.",
 )
 @click.option(
     "--api-key-file",
@@ -260,9 +262,8 @@ async def _announce(node: Node, http: tuple[str, int] | None, console: Console, 
     console.print(f"[bold]{status.node}[/] serves [bold]{status.model.name}[/] on {node.settings.socket_path}")
     if http is not None:
         host, port = http
-        console.print(
-            f"  also on http://{f'[{host}]' if ':' in host else host}:{port}/v1", markup=False, soft_wrap=True
-        )
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        console.print(f"  page: {url}/      API: {url}/v1", markup=False, soft_wrap=True)
     console.print(
         f"  capacity for experts: {format_size(me.capacity_bytes)} of {format_size(status.model.expert_bytes_total)}"
     )
