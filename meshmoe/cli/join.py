@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import logging
 import re
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +20,7 @@ from rich.console import Console
 from meshmoe.api.api_key import read_api_key
 from meshmoe.api.loopback import is_loopback_name, parse_http_address
 from meshmoe.cli.finding import find_peer
+from meshmoe.cli.logs import FORMATS, Log
 from meshmoe.cli.options import socket_option
 from meshmoe.core.config import parse_capacity, parse_profile, parse_topology
 from meshmoe.core.errors import ConfigError
@@ -65,7 +64,7 @@ that one; with --model it begins one. A box without the model's files gets what 
 @click.option(
     "--http",
     metavar="HOST:PORT",
-    help="Serve the page and the API on this TCP port too; beyond loopback only with a key.",
+    help="Serve page and API on this TCP port too; beyond loopback only with a key.",
 )
 @click.option(
     "--api-key-file",
@@ -107,6 +106,13 @@ that one; with --model it begins one. A box without the model's files gets what 
     help="How soon this node forgets what it was used for; experts are placed by what it remembers.",
 )
 @click.option("--seed", type=int, metavar="N", help="Of this node's own chance (probe order, emulated jitter).")
+@click.option(
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="auto",
+    show_default=True,
+    help="auto: for people on a terminal, JSON lines elsewhere.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def join(  # noqa: D103 - the help text stands above
     *,
@@ -131,6 +137,7 @@ def join(  # noqa: D103 - the help text stands above
     insecure: bool,
     half_life_s: float,
     seed: int | None,
+    log_format: str,
     verbose: bool,
 ) -> None:
     node = node_id(name) if name is not None else default_node_name()
@@ -162,10 +169,10 @@ def join(  # noqa: D103 - the help text stands above
         spot_check=spot_check,
         seed=seed,
     )
-    _set_up_logging(verbose)
+    log = Log(log_format, verbose=verbose, node=node)
     if discovery is None:
         discovery = not is_loopback_name(settings.listen[0])
-    trio.run(_live, settings, discovery, restrict_keyboard_interrupt_to_checkpoints=True)
+    trio.run(_live, settings, discovery, log, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 def _host(text: str) -> str:
@@ -190,41 +197,28 @@ def _emulated_links(topology: str | None, node: NodeId) -> dict[NodeId, LinkShap
     return parsed.links_of(node)
 
 
-def _set_up_logging(verbose: bool) -> None:
-    from rich.logging import RichHandler
-
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("meshmoe").setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-async def _live(settings: NodeSettings, discovery: bool) -> None:
+async def _live(settings: NodeSettings, discovery: bool, log: Log) -> None:
     hosts = announced_hosts(settings.listen[0], settings.advertise) if discovery else []
     if not hosts:
-        await _live_announced(settings, None)
+        await _live_announced(settings, None, log)
         return
     async with open_beacon(settings.node, hosts) as beacon:
-        await _live_announced(settings, beacon)
+        await _live_announced(settings, beacon, log)
 
 
-async def _live_announced(settings: NodeSettings, beacon: Beacon | None) -> None:
+async def _live_announced(settings: NodeSettings, beacon: Beacon | None, log: Log) -> None:
     # Takes seconds, in which discovery listens on threads of its own.
     from meshmoe.api.server import serve_api
     from meshmoe.node.node import Node
 
-    console = Console(stderr=True, highlight=False)
+    console = log.console()
     if beacon is not None and not settings.peers and settings.model is None:
         known = not settings.insecure and was_member(settings.state_dir)
         found = await find_peer(beacon, console, member=known)
         if found is not None:
             settings = dataclasses.replace(settings, peers=(parse_peer(found),))
     node = Node(settings)
+    log.bind(generation=node.generation)
     api_scope, api_ended = trio.CancelScope(), trio.Event()
 
     async def api(*, task_status: trio.TaskStatus[ApiAddresses]) -> None:

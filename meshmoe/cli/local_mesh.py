@@ -69,6 +69,7 @@ class LocalNode:
         command = [
             *(sys.executable, "-m", "meshmoe.cli.main", "join", "--name", self.name),
             *("--socket", str(self.socket_path), "--state", str(self.directory / "state")),
+            *("--log-format", "human"),
             *self._arguments,
             *extra,
         ]

@@ -230,10 +230,10 @@ class CustodyDriver:
         match effect:
             case Adopted(expert=expert, slot=slot):
                 self.counts["adopted"] += 1
-                logger.debug("custodian of expert %s in slot %d", expert, slot)
+                logger.debug("custodian of expert %s in slot %d", expert, slot, extra=self._bound(expert))
             case Released(expert=expert, successor=successor):
                 self.counts["released"] += 1
-                logger.debug("%s is custodian of expert %s now", successor, expert)
+                logger.debug("%s is custodian of expert %s now", successor, expert, extra=self._bound(expert))
             case Lost(expert=expert):
                 self.lost.add(expert)
                 logger.error(
@@ -246,7 +246,14 @@ class CustodyDriver:
             case MigrationEnded(expert=expert, peer=peer, outcome=outcome, reason=reason):
                 self.counts[f"migrations_{outcome}"] += 1
                 self.migrations.append((now_s(), effect))
-                logger.info("migration of expert %s with %s: %s%s", expert, peer, outcome, reason and f" ({reason})")
+                why = reason and f" ({reason})"
+                bound = {**self._bound(expert), "peer": peer, "migration": effect.id, "outcome": outcome}
+                logger.info("migration of expert %s with %s: %s%s", expert, peer, outcome, why, extra=bound)
+
+    def _bound(self, expert: ExpertId) -> dict[str, str | int]:
+        """What a log line about ``expert`` is bound to: its name, and the epoch of the claim that prevails."""
+        claims = self._gossip.view.claims(expert)
+        return {"expert": str(expert), **({"epoch": claims[0].epoch} if claims else {})}
 
     def _received(self, parcel: Parcel, decoded: Decoded) -> None:
         if self.machine is None:
