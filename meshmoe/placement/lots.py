@@ -23,6 +23,7 @@ import numpy as np
 from meshmoe.placement.bargain import PRICE_SCALE, Lot
 from meshmoe.placement.compiled import compiled
 from meshmoe.placement.cost import Branches
+from meshmoe.placement.joint import Seat, best_division
 from meshmoe.placement.pricing import Pricer
 from meshmoe.placement.table import Mask, Table
 from meshmoe.placement.trace import Floats, Ints
@@ -30,6 +31,10 @@ from meshmoe.placement.world import Holders, ModelShape
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Experts in a lot; the whole of what there is comes on top."""
+
+
+TURNS = 300
+"""Of the search for a division."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,43 @@ class Side:
     def propose(self) -> list[Lot]:
         """Lots of all layers, of the proposer, which is *one*."""
         return [lot for layer in range(self.outlook.shape.layers) for lot in self._lots(layer)]
+
+    def division(self, table: Table, partner: Table, room_bytes: tuple[int, int], seed: int) -> list[Lot]:
+        """The lots, one a layer, that lead to the best division between the two that a search found.
+
+        Args:
+            table: This end's demand, in short; this end is *one*.
+            partner: Its partner's.
+            room_bytes: Free at each end.
+            seed: Of the search.
+        """
+        outlook, shape = self.outlook, self.outlook.shape
+        pair = outlook.owned(self.me) | outlook.owned(self.other)
+        seats = [
+            Seat(
+                demand,
+                outlook.branches(me, other),
+                outlook.holders[me],
+                room,
+                np.where(pair, outlook.passing_regret(me, other), outlook.regret(me)),
+                self.move_s,
+            )
+            for me, other, demand, room in (
+                (self.me, self.other, table, room_bytes[0]),
+                (self.other, self.me, partner, room_bytes[1]),
+            )
+        ]
+        found = best_division((seats[0], seats[1]), shape, pair, TURNS, seed)
+        return [lot for layer in range(shape.layers) for lot in self._towards(layer, found[0][layer], found[1][layer])]
+
+    def _towards(self, layer: int, one: Mask, two: Mask) -> Iterator[Lot]:
+        outlook = self.outlook
+        mine, theirs = outlook.holders[self.me, layer], outlook.holders[self.other, layer]
+        if (one == mine).all() and (two == theirs).all():
+            return
+        i_own, they_own = outlook.owner[layer] == self.me, outlook.owner[layer] == self.other
+        changes = (they_own & ~two, i_own & ~one, one & ~mine, mine & ~one, two & ~theirs, theirs & ~two)
+        yield Lot(layer, *(tuple(np.flatnonzero(change).tolist()) for change in changes))
 
     def own_lots(self) -> list[Lot]:
         """Lots that concern only the copies of the partner, which is *two*."""

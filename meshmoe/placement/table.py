@@ -58,13 +58,25 @@ def tabulate(shape: ModelShape, spec: NodeSpec, trace: Trace) -> Table:
         return Table(first[: shape.layers + 1], first[:1], none, none, zeros, zeros, zeros, first, none)
     layer, count, rates = (np.concatenate([part[i] for part in parts]) for i in range(3))
     place, rows = (np.concatenate([part[i] for part in parts]) for i in (3, 4))
-    # Kinds one after the other, so steps are put in order of their layers.
+    return lay_out(shape, layer, count, rates, place, rows, spec.expert_s + rows * spec.row_s)
+
+
+def lay_out(
+    shape: ModelShape, layer: Ints, count: Ints, rates: Floats, place: Ints, rows: Floats, local_s: Floats
+) -> Table:
+    """Make a table.
+
+    Args:
+        shape: The model.
+        layer, count, rates: ``[steps]``, in any order: where a step belongs, its slots, its rate.
+        place, rows, local_s: ``[slots]``, step by step in that order.
+    """
     order = np.argsort(layer, kind="stable")
     starts = np.cumsum(count) - count
     count = count[order]
-    first_slot = np.concatenate([[0], np.cumsum(count)])
+    first_slot = np.concatenate([np.zeros(1, np.int64), np.cumsum(count)])
     slots = np.arange(first_slot[-1]) - np.repeat(first_slot[:-1] - starts[order], count)
-    place, rows = place[slots], rows[slots]
+    place = place[slots]
     step_of = np.repeat(np.arange(len(count)), count)
     by_place = np.argsort(place, kind="stable")
     return Table(
@@ -72,8 +84,8 @@ def tabulate(shape: ModelShape, spec: NodeSpec, trace: Trace) -> Table:
         first_slot=first_slot,
         expert=place % shape.experts,
         place=place,
-        rows=rows,
-        local_s=spec.expert_s + rows * spec.row_s,
+        rows=rows[slots],
+        local_s=local_s[slots],
         rates=rates[order],
         first_use=np.searchsorted(place[by_place], np.arange(shape.layers * shape.experts + 1)),
         uses=step_of[by_place],
@@ -93,6 +105,8 @@ def _kind(shape: ModelShape, steps: Steps) -> tuple[Ints, Ints, Floats, Ints, Fl
     _, example, same = np.unique(keys, return_index=True, return_inverse=True)
     rates = np.zeros(len(example))
     np.add.at(rates, same.ravel(), np.repeat(steps.rates, shape.layers))
+    calls = used.reshape(len(keys), -1)[example].any(axis=1)  # a layer in which a step calls nobody is no step
+    example, rates = example[calls], rates[calls]
     some = used.reshape(len(keys), -1)[example]
     return (
         (example % shape.layers).astype(np.int64),

@@ -101,7 +101,7 @@ class ExchangeMachine:
         self._config, self._node, self._shape, self._rng = config, node, shape, rng
         self.plan = Plan(shape, spec.capacity_bytes, held.copy(), owned.copy())
         self._stand = Standpoint(config, node, shape, spec, trace, self.plan)
-        self._id = first_id
+        self._id = self._first_id = first_id
         self._exchange: _Proposed | _Bound | None = None
         self._committed: dict[NodeId, int] = {}
         self._finished: dict[NodeId, int] = {}
@@ -204,11 +204,19 @@ class ExchangeMachine:
         if peer is None:
             return
         side = self._stand.side(peer)
-        lots = side.propose()
-        lots, prices = best_lots(lots, side.prices(lots, proposer=True))
         self._id += 1
-        versions = self.plan.version, self._stand.peers[peer].version
-        message = ExchangeProposal(self._id, *versions, lots, prices, self.plan.room_bytes, self._stand.cost(side))
+        lots = [*self._stand.division(side, peer, self._id), *side.propose()]
+        lots, prices = best_lots(lots, side.prices(lots, proposer=True))
+        message = ExchangeProposal(
+            self._id,
+            self.plan.version,
+            self._stand.peers[peer].version,
+            lots,
+            prices,
+            self.plan.room_bytes,
+            self._stand.cost(side),
+            self._stand.sketch_known(peer),
+        )
         self._exchange = _Proposed(peer, message, 1, self._now + self._config.retry_s)
         self._send(peer, message)
 
@@ -228,7 +236,8 @@ class ExchangeMachine:
             if answer.reply == "accepted":  # of an exchange that is over here: it waits for the verdict
                 self._send(sender, ExchangeVerdict(answer.id, self._committed.get(sender) == answer.id))
             return
-        if answer.reply == "idle":
+        news = answer.sketch is not None and self._stand.hear_sketch(sender, answer.sketch)
+        if answer.reply == "idle" and not news:  # with a sketch that is new, there is more to propose
             self._mark_tried(sender, exchange.message.two_version)
         if answer.reply != "accepted":
             self._end()
@@ -281,13 +290,15 @@ class ExchangeMachine:
         agreed = agree(proposal, draft, self._shape)
         assert agreed is not None  # lengths are ours
         chosen, gain = agreed
+        version = self._first_id + 1 + self._thought
+        sketch = self._stand.sketch(version) if proposal.sketch_known != version else None
         if not chosen or gain <= self._config.gain_min * (proposal.cost + self._stand.cost(side)):
-            self._send(sender, ExchangeAnswer(proposal.id, "idle"))
+            self._send(sender, ExchangeAnswer(proposal.id, "idle", sketch=sketch))
             return
         if not self.plan.allows(chosen, one=False):
             self._send(sender, ExchangeAnswer(proposal.id, "refused"))
             return
-        answer = ExchangeAnswer(proposal.id, "accepted", own, prices, self.plan.room_bytes, digest(chosen))
+        answer = ExchangeAnswer(proposal.id, "accepted", own, prices, self.plan.room_bytes, digest(chosen), sketch)
         self._exchange = _Bound(sender, answer, chosen, gain, self._now + self._config.retry_s)
         self._send(sender, answer)
 

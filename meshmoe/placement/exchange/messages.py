@@ -14,8 +14,12 @@ from msgspec import Meta
 
 from meshmoe.core.messages import ByteCount, CallId, Message
 from meshmoe.placement.bargain import Lot
+from meshmoe.placement.sketch import Sketch
 
-LOTS_MAX = 16384
+LOTS_MAX = 4096
+NAMED_MAX = 32768
+"""Experts that a message's lots name as copies that come or go; some of them change owners, too. With at most three
+bytes each, a message stays below the 256 KiB that the wire takes."""
 
 Version = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Price = Annotated[int, Meta(gt=-(1 << 60), lt=1 << 60)]
@@ -34,6 +38,7 @@ class ExchangeProposal(Message, frozen=True, tag="bargain"):
         prices: One's, for each.
         room_bytes: Free at one.
         cost: One's present cost, in nanoseconds a second.
+        sketch_known: Version of two's sketch that one has; 0 without one.
     """
 
     id: CallId
@@ -43,6 +48,7 @@ class ExchangeProposal(Message, frozen=True, tag="bargain"):
     prices: Prices
     room_bytes: ByteCount
     cost: Price
+    sketch_known: Version = 0
 
 
 class ExchangeAnswer(Message, frozen=True, tag="bargained"):
@@ -56,6 +62,7 @@ class ExchangeAnswer(Message, frozen=True, tag="bargained"):
         prices: Two's, for one's lots and then for its own.
         room_bytes: Free at two.
         digest: Of the lots that two finds chosen.
+        sketch: Two's demand in short, if one does not have it.
     """
 
     id: CallId
@@ -64,6 +71,7 @@ class ExchangeAnswer(Message, frozen=True, tag="bargained"):
     prices: Prices = msgspec.field(default_factory=list)
     room_bytes: ByteCount = 0
     digest: Annotated[bytes, Meta(max_length=16)] = b""
+    sketch: Sketch | None = None
 
 
 class ExchangeVerdict(Message, frozen=True, tag="bargain-end"):

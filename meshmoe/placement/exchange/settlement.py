@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from meshmoe.placement.bargain import Lot, settle
-from meshmoe.placement.exchange.messages import LOTS_MAX, ExchangeAnswer, ExchangeProposal, encoded_lots
+from meshmoe.placement.exchange.messages import LOTS_MAX, NAMED_MAX, ExchangeAnswer, ExchangeProposal, encoded_lots
 from meshmoe.placement.policies.base import layer_bytes
 from meshmoe.placement.world import ModelShape
 
@@ -27,9 +27,13 @@ def agree(proposal: ExchangeProposal, answer: ExchangeAnswer, shape: ModelShape)
 
 def best_lots(lots: list[Lot], prices: list[int]) -> tuple[list[Lot], list[int]]:
     """As many as a message carries, those with the best prices."""
-    if len(lots) <= LOTS_MAX:
+    best = np.argsort(-np.array(prices), kind="stable")[:LOTS_MAX]
+    named = np.cumsum(
+        [sum(map(len, (lots[i].one_adds, lots[i].one_drops, lots[i].two_adds, lots[i].two_drops))) for i in best]
+    )
+    if len(best) == len(lots) and named[-1:].sum() <= NAMED_MAX:
         return lots, prices
-    keep = np.sort(np.argsort(-np.array(prices), kind="stable")[:LOTS_MAX]).tolist()
+    keep = np.sort(best[named <= NAMED_MAX]).tolist()
     return [lots[i] for i in keep], [prices[i] for i in keep]
 
 

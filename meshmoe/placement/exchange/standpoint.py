@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from meshmoe.core.ids import NodeId
-from meshmoe.placement.bargain import PRICE_SCALE
+from meshmoe.placement.bargain import PRICE_SCALE, Lot
 from meshmoe.placement.copies import Copies, better_copies
 from meshmoe.placement.exchange.config import ExchangeConfig
 from meshmoe.placement.exchange.events import Links, PeerPlan
 from meshmoe.placement.exchange.plan import Plan
 from meshmoe.placement.lots import Outlook, Side
+from meshmoe.placement.sketch import Sketch, shortened, sketch_of, table_of
 from meshmoe.placement.table import Table, tabulate
 from meshmoe.placement.trace import Floats, Trace
 from meshmoe.placement.world import ModelShape, NodeSpec
@@ -42,17 +43,21 @@ class Standpoint:
         self.peers: Mapping[NodeId, PeerPlan] = {}
         self.links: Links | None = None
         self._table: Table | None = None
+        self._short: Table | None = None
         self._outlook: tuple[int, Outlook] | None = None
+        self._sketches: dict[NodeId, tuple[Sketch, Table]] = {}
         self.trace(trace)
 
     def trace(self, trace: Trace) -> None:
         """Take in the node's own demand."""
-        self._trace, self._table, self._outlook = trace, None, None
+        self._trace, self._table, self._short, self._outlook = trace, None, None, None
         self._demand = trace.demand(self._shape.experts)
 
     def hear(self, peers: Mapping[NodeId, PeerPlan], links: Links) -> None:
         """Take in what gossip tells."""
         self.peers, self.links, self._outlook = dict(peers), links, None
+        for gone in [peer for peer in self._sketches if peer not in peers]:
+            del self._sketches[gone]
 
     def side(self, peer: NodeId) -> Side:
         """A seat opposite a peer."""
@@ -60,6 +65,31 @@ class Standpoint:
         return Side.of(
             self.outlook(), self._position(self._node), self._position(peer), self._own_table(), self._move_s(peer)
         )
+
+    def sketch(self, version: int) -> Sketch:
+        """This node's demand in short."""
+        return sketch_of(version, self._spec, self._short_table())
+
+    def hear_sketch(self, peer: NodeId, sketch: Sketch) -> bool:
+        """Take in a peer's demand; whether it is news."""
+        if self.sketch_known(peer) == sketch.version:
+            return False
+        table = table_of(sketch, self._shape)
+        if table is not None:
+            self._sketches[peer] = sketch, table
+        return table is not None
+
+    def sketch_known(self, peer: NodeId) -> int:
+        """Version of a peer's sketch; 0 without one."""
+        return self._sketches[peer][0].version if peer in self._sketches else 0
+
+    def division(self, side: Side, peer: NodeId, seed: int) -> list[Lot]:
+        """Lots towards the best division between this node and a peer that could be found; needs its sketch."""
+        if peer not in self._sketches:
+            return []
+        sketch, table = self._sketches[peer]
+        room_bytes = sketch.capacity_bytes - int(self._shape.expert_bytes[self.peers[peer].held].sum())
+        return side.division(self._short_table(), table, (self._plan.room_bytes, room_bytes), seed)
 
     def cost(self, side: Side) -> int:
         """What this node's experts cost it now, in nanoseconds a second."""
@@ -112,6 +142,11 @@ class Standpoint:
         if self._table is None:
             self._table = tabulate(self._shape, self._spec, self._trace)
         return self._table
+
+    def _short_table(self) -> Table:
+        if self._short is None:
+            self._short = shortened(self._own_table(), self._shape)
+        return self._short
 
     def _position(self, name: NodeId) -> int:
         assert self.links is not None

@@ -15,6 +15,7 @@ from meshmoe.placement.copies import better_copies
 from meshmoe.placement.lots import Outlook, Side, apply
 from meshmoe.placement.policies.base import demands, layer_bytes
 from meshmoe.placement.seed import guardian_owners
+from meshmoe.placement.sketch import shortened
 from meshmoe.placement.table import tabulate
 from meshmoe.placement.trace import Ints
 from meshmoe.placement.world import Holders, World
@@ -114,6 +115,8 @@ class _Table:
         self.outlook = Outlook(
             world.shape, time_s, world.byte_s, row_s, start[0].copy(), start[1].copy(), demands(world)
         )
+        self._short = [shortened(table, world.shape) for table in self._traces]
+        self._bargains = 0
         self.moves = 0
 
     def refill(self, node: int) -> None:
@@ -129,14 +132,16 @@ class _Table:
         outlook, shape = self.outlook, self._world.shape
         move_s = float(self._world.byte_s[one, two]) / self._horizon_s
         sides = [Side.of(outlook, me, other, self._traces[me], move_s) for me, other in ((one, two), (two, one))]
-        lots = [*sides[0].propose(), *sides[1].own_lots()]
-        prices = [
-            sum(both)
-            for both in zip(sides[0].prices(lots, proposer=True), sides[1].prices(lots, proposer=False), strict=True)
-        ]
         taken = [int(shape.expert_bytes[outlook.holders[node]].sum()) for node in (one, two)]
         rooms = [
             self._world.specs[node].capacity_bytes - bytes_ for node, bytes_ in zip((one, two), taken, strict=True)
+        ]
+        self._bargains += 1
+        division = sides[0].division(self._short[one], self._short[two], (rooms[0], rooms[1]), self._bargains)
+        lots = [*sides[0].propose(), *division, *sides[1].own_lots()]
+        prices = [
+            sum(both)
+            for both in zip(sides[0].prices(lots, proposer=True), sides[1].prices(lots, proposer=False), strict=True)
         ]
         chosen = settle(lots, prices, layer_bytes(shape), (rooms[0], rooms[1]))
         cost = sum(side.pricer.total(outlook.holders[side.me]) for side in sides)

@@ -12,6 +12,7 @@ from meshmoe.placement.exchange import (
     ExchangeProposal,
     ExchangeVerdict,
     Heard,
+    OwnTrace,
     PlanChanged,
     SendTo,
     Wake,
@@ -222,3 +223,21 @@ def test_a_plan_does_not_give_what_it_has_not():
     proposal = ExchangeProposal(5, 0, b.plan.version, [Lot(layer, to_one=(foreign,))], [10**15], 0, 0)
     (answer,) = sent(b.handle(Heard(mesh.world.nodes[0], proposal), 10.0))
     assert answer.reply == "refused"
+
+
+def test_the_second_proposal_to_a_peer_knows_its_sketch():
+    mesh, a, b = pair()
+    one, two = mesh.world.nodes
+    proposal, answer = accepted(mesh, a, b)
+    assert proposal.sketch_known == 0 and answer.sketch is not None
+    (verdict,) = sent(a.handle(Heard(two, answer), 100.2))
+    b.handle(Heard(one, verdict), 100.3)
+    mesh.gossip()
+    while not (proposals := sent(a.handle(Wake(), a.next_deadline()))):
+        mesh.gossip()  # a has chosen copies
+    (again,) = proposals
+    assert again.sketch_known == answer.sketch.version
+    for reply in sent(b.handle(Heard(one, again), 200.0)):
+        assert reply.sketch is None
+    b.handle(OwnTrace(mesh.world.traces[0]), 200.1)
+    assert b._stand.sketch(b._first_id + 1 + b._thought) != answer.sketch
