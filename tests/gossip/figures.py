@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from math import ceil, log10
 from random import Random
 from typing import NamedTuple
 
@@ -142,6 +143,30 @@ def rounds_to_converge(n: int, seed: int) -> tuple[list[int], float]:
     return counts, sent / n / len(counts)
 
 
+def rounds_of_others(n: int, seed: int) -> dict[str, int]:
+    """Rounds of two published schemes, reduced to whom they talk to, until all of ``n`` nodes have one change.
+
+    memberlist pushes news to 3 random nodes an interval (200 ms), ``4 * ceil(log10(n + 1))`` times from each that has
+    it. chitchat exchanges deltas both ways with 3 random nodes an interval (1 s).
+    """
+    rng = Random(seed)
+    left, rounds = {0: 4 * ceil(log10(n + 1))}, {"memberlist": 0, "chitchat": 0}
+    while len(left) < n and any(left.values()):
+        rounds["memberlist"] += 1
+        for node in [node for node, times in left.items() if times]:
+            left[node] -= 1
+            for peer in rng.sample(range(n), 3):
+                left.setdefault(peer, 4 * ceil(log10(n + 1)))
+    have = {0}
+    while len(have) < n:
+        rounds["chitchat"] += 1
+        for node in rng.sample(range(n), n):
+            for peer in rng.sample(range(n), 3):
+                if node in have or peer in have:
+                    have |= {node, peer}
+    return rounds
+
+
 def main() -> None:
     """Print the tables."""
     argument = int(sys.argv[1]) if len(sys.argv) > 1 else 3
@@ -176,6 +201,11 @@ def main() -> None:
     for n in (10, 100):
         rounds = [len(rounds_to_converge(n, seed)[0]) for seed in range(10 * argument)]
         out(f"| {n} | {statistics.median(rounds):.0f} ({max(rounds)}) |\n")
+    for n in (10, 100, 1000):
+        others = [rounds_of_others(n, seed) for seed in range(10 * argument)]
+        for scheme in others[0]:
+            median, most = statistics.median(run[scheme] for run in others), max(run[scheme] for run in others)
+            out(f"| {n}, {scheme}'s scheme | {median:.0f} ({most}) |\n")
     out(f"\n{time.monotonic() - started:.0f} s\n")
 
 
