@@ -57,24 +57,35 @@ class TokenBucket:
         self._at_s = max(now, self._at_s)
 
 
-def next_rate(rate_bytes_per_s: float, call_p99_s: float, call_p99_before_s: float) -> float:
+def next_rate(
+    rate_bytes_per_s: float,
+    call_p99_s: float,
+    call_p99_before_s: float,
+    moved_bytes_per_s: float,
+    fastest_bytes_per_s: float,
+) -> float:
     """The rate for the next second, from what expert calls pay: additive increase, multiplicative decrease.
 
     Args:
         rate_bytes_per_s: Rate now.
         call_p99_s: 99th percentile of expert calls over the last second.
         call_p99_before_s: The same before weights began to move.
+        moved_bytes_per_s: What really came in over the last second.
+        fastest_bytes_per_s: The most that ever came in a second: about what the link carries.
 
     Returns:
-        Half the rate when calls take more than 1.5 times as long as before, 5 % of a gigabit link more when they take
-        less than 1.2 times as long, else the same. AIMD shares a link fairly and finds its rate without a model of it
-        (Chiu & Jain 1989).
+        Half of what came in (or of the rate, if that is less) when calls take more than 1.5 times as long as before;
+        5 % of the fastest second more when they take less than 1.2 times as long; else the same. AIMD shares a link fairly
+        and finds its rate without a model of it (Chiu & Jain 1989); what came in is taken for the rate because a rate
+        far above the link's would need seconds of halving to be felt.
     """
     if call_p99_before_s <= 0 or call_p99_s <= 0:
         return rate_bytes_per_s
     slower = call_p99_s / call_p99_before_s
     if slower > 1.5:
-        return max(RATE_MIN_BYTES_PER_S, rate_bytes_per_s / 2)
+        felt_bytes_per_s = min(rate_bytes_per_s, moved_bytes_per_s) if moved_bytes_per_s > 0 else rate_bytes_per_s
+        return max(RATE_MIN_BYTES_PER_S, felt_bytes_per_s / 2)
     if slower < 1.2:
-        return min(RATE_MAX_BYTES_PER_S, rate_bytes_per_s + 6_250_000.0)
+        step_bytes_per_s = max(RATE_MIN_BYTES_PER_S, 0.05 * fastest_bytes_per_s)
+        return min(RATE_MAX_BYTES_PER_S, rate_bytes_per_s + step_bytes_per_s)
     return rate_bytes_per_s

@@ -86,6 +86,7 @@ class CustodyDriver:
         self._mesh = mesh
         self._take_call_p99_s = take_call_p99_s
         self._inbox: deque[CustodyEvent] = deque()
+        self._moved_bytes = 0
         self._woken = trio.Event()
         self._leave_news = trio.Event()
         self.machine: CustodyMachine | None = None
@@ -160,6 +161,7 @@ class CustodyDriver:
                 self._carry_out(effect)
             for event in events:
                 if isinstance(event, PieceArrived):
+                    self._moved_bytes += event.length
                     self._intake.forget_piece(event.expert, event.offset)
             await trio.lowlevel.checkpoint()
 
@@ -181,7 +183,8 @@ class CustodyDriver:
         pacer, told = Pacer(), RATE_MAX_BYTES_PER_S
         while True:
             await trio.sleep(1.0)
-            rate = pacer.step(self._take_call_p99_s(), moving=self.machine.intakes > 0)
+            moved_bytes, self._moved_bytes = self._moved_bytes, 0
+            rate = pacer.step(self._take_call_p99_s(), moving=self.machine.intakes > 0, moved_bytes=moved_bytes)
             if rate != told:
                 told = rate
                 self.feed(SetRate(rate))

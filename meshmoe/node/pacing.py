@@ -2,7 +2,7 @@
 
 While nobody's calls are under way weights move as fast as they can. With calls, the rate starts at what a 500 Mbit/s
 link carries and follows their 99th percentile (`meshmoe.custody.throttle.next_rate`), compared with what it was when
-no weights moved.
+no weights moved. Where weights were moving before the first call, they are held back for `LISTEN_S`, to learn that.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections import deque
 from typing import NamedTuple
 
 from meshmoe.custody import next_rate
-from meshmoe.custody.throttle import RATE_MAX_BYTES_PER_S
+from meshmoe.custody.throttle import RATE_MAX_BYTES_PER_S, RATE_MIN_BYTES_PER_S
 
 RATE_START_BYTES_PER_S = 62.5e6
+
+LISTEN_S = 2
+"""One second for what is on its way to come in, and one to listen."""
 
 CALLS_MIN = 10
 """Fewer calls in a second have no 99th percentile to speak of."""
@@ -62,24 +65,41 @@ class Pacer:
     def __init__(self) -> None:
         self.rate_bytes_per_s = RATE_MAX_BYTES_PER_S
         self._calm_p99_s = 0.0
+        self._listened_s = 0
+        self._fastest_bytes_per_s = 0.0
 
-    def step(self, p99_s: float, *, moving: bool) -> float:
+    def step(self, p99_s: float, *, moving: bool, moved_bytes: int = 0) -> float:
         """Take in one second.
 
         Args:
             p99_s: Of the calls in it; 0 when there were too few.
             moving: Whether weights were coming in.
+            moved_bytes: How much of them came.
 
         Returns:
             The rate for the next second.
         """
+        self._fastest_bytes_per_s = max(self._fastest_bytes_per_s, float(moved_bytes))
         if p99_s <= 0:
             self.rate_bytes_per_s = RATE_MAX_BYTES_PER_S
         elif not moving:
             self._calm_p99_s = p99_s if self._calm_p99_s <= 0 else 0.8 * self._calm_p99_s + 0.2 * p99_s
             self.rate_bytes_per_s = RATE_START_BYTES_PER_S
+        elif self._calm_p99_s <= 0:
+            self._listen(p99_s)
         elif self.rate_bytes_per_s == RATE_MAX_BYTES_PER_S:
             self.rate_bytes_per_s = RATE_START_BYTES_PER_S
         else:
-            self.rate_bytes_per_s = next_rate(self.rate_bytes_per_s, p99_s, self._calm_p99_s)
+            self.rate_bytes_per_s = next_rate(
+                self.rate_bytes_per_s, p99_s, self._calm_p99_s, float(moved_bytes), self._fastest_bytes_per_s
+            )
         return self.rate_bytes_per_s
+
+    def _listen(self, p99_s: float) -> None:
+        """Weights were moving before the first call: hold them back, to learn what calls take without them."""
+        if self._listened_s < LISTEN_S:
+            self._listened_s += 1
+            self.rate_bytes_per_s = RATE_MIN_BYTES_PER_S
+        else:
+            self._listened_s, self._calm_p99_s = 0, p99_s
+            self.rate_bytes_per_s = RATE_START_BYTES_PER_S
