@@ -75,9 +75,9 @@ def next_rate(
 
     Returns:
         Half of what came in (or of the rate, if that is less) when calls take more than 1.5 times as long as before;
-        5 % of the fastest second more when they take less than 1.2 times as long; else the same. AIMD shares a link fairly
-        and finds its rate without a model of it (Chiu & Jain 1989); what came in is taken for the rate because a rate
-        far above the link's would need seconds of halving to be felt.
+        5 % of the fastest second more when they take less than 1.2 times as long; else the same. AIMD shares a link
+        fairly and finds its rate without a model of it (Chiu & Jain 1989); what came in is taken for the rate because a
+        rate far above the link's would need seconds of halving to be felt.
     """
     if call_p99_before_s <= 0 or call_p99_s <= 0:
         return rate_bytes_per_s
