@@ -24,7 +24,8 @@ from meshmoe.node.settings import NodeSettings
 
 torch.set_num_threads(1)
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 120.0
+"""The first node of a machine compiles kernels, which takes a minute where others compute beside it."""
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=0)
 SEEDED = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=0, temperature=0.9, top_p=0.95, seed=7)
