@@ -163,6 +163,7 @@ def join(  # noqa: D103 - the help text stands above
         cache_dir=cache_dir(),
         membership=membership,
         links=_emulated_links(links, node),
+        links_file=links,
         hedge=hedge,
         insecure=insecure,
         demand_half_life_s=half_life_s,
@@ -236,6 +237,8 @@ async def _live_announced(settings: NodeSettings, beacon: Beacon | None, log: Lo
     async with trio.open_nursery() as nursery:
         addresses: ApiAddresses = await nursery.start(api)
         nursery.start_soon(_mind_signals, node, console)
+        if settings.links_file is not None:
+            nursery.start_soon(_mind_hangups, node, settings.links_file)
         nursery.start_soon(_announce, node, addresses.http, console, beacon)
         await node.run()
         nursery.cancel_scope.cancel()
@@ -283,6 +286,16 @@ async def _show_progress(node: Node, console: Console) -> None:
                 bar = bars.setdefault(what, progress.add_task(what) if what not in bars else bars.get(what, 0))
                 progress.update(bar, completed=transfer.done_bytes, total=transfer.total_bytes)  # type: ignore[arg-type]
             await trio.sleep(0.1)
+
+
+async def _mind_hangups(node: Node, topology: str) -> None:
+    """Read the file of ``--links`` again at every SIGHUP; a link that is no longer in it is blocked."""
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            try:
+                node.reshape_links(_emulated_links(topology, node.settings.node))
+            except ConfigError as error:
+                logging.getLogger("meshmoe").warning("the links stay as they are: %s", error)
 
 
 async def _mind_signals(node: Node, console: Console) -> None:

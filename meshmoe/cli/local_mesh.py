@@ -81,7 +81,7 @@ class LocalNode:
                 stderr=log,
                 env={**os.environ, **self._environment},
                 start_new_session=True,  # Ctrl-C is for the one who started the mesh, who then stops the nodes
-                preexec_fn=_die_with_parent,
+                preexec_fn=_prepare,
             )
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -277,6 +277,8 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def _prepare() -> None:
+    """In the child: end with the parent, and let no SIGHUP end it before it listens to them."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

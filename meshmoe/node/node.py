@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Any
@@ -22,6 +22,7 @@ import trio
 from meshmoe import __version__
 from meshmoe.core.errors import CapacityError, JoinError, MeshmoeError, RequestError
 from meshmoe.core.ids import NodeId
+from meshmoe.core.links import LinkShape
 from meshmoe.core.units import format_size
 from meshmoe.custody import DEFAULT as CUSTODY
 from meshmoe.custody import CustodyMachine, Life
@@ -56,7 +57,7 @@ from meshmoe.placement.live import Planner
 from meshmoe.placement.live.demand import DemandKeeper
 from meshmoe.placement.world import ModelShape, NodeSpec
 from meshmoe.transport.base import Transport
-from meshmoe.transport.impaired import open_impaired_transport
+from meshmoe.transport.impaired import ImpairedTransport, open_impaired_transport
 from meshmoe.transport.zmq_transport import open_zmq_transport
 from meshmoe.wire.messages import Hello, Welcome
 
@@ -107,6 +108,7 @@ class Node:
         self._link_news: LinkNews | None = None
         self._rng = Random(settings.seed)
         self.security: Security | None = None
+        self._impaired: ImpairedTransport | None = None
 
     # -- the life ----------------------------------------------------------------------------------------------------
 
@@ -193,7 +195,7 @@ class Node:
                 transport = await stack.enter_async_context(opened)
             if self.settings.links:
                 seed = self._rng.getrandbits(32)
-                transport = await stack.enter_async_context(
+                transport = self._impaired = await stack.enter_async_context(
                     open_impaired_transport(transport, self.settings.links, seed)
                 )
             yield transport
@@ -378,6 +380,18 @@ class Node:
             model_name=self.model_source.name,
             manifest_bytes=len(manifest.encode()),
         )
+
+    def reshape_links(self, links: Mapping[NodeId, LinkShape]) -> None:
+        """Give emulated links other values; those that are missing are blocked until they are there again."""
+        if self._impaired is None:
+            return
+        for peer in self.settings.links:
+            shape = links.get(peer)
+            if shape is None:
+                self._impaired.block(peer)
+            else:
+                self._impaired.reshape(peer, shape)
+                self._impaired.unblock(peer)
 
     def join_word(self) -> str:
         """What ``--peer`` on another box takes: a token, or the address in an insecure mesh."""
