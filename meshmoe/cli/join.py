@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import logging
 import re
+import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +51,11 @@ that one; with --model it begins one. A box without the model's files gets what 
   meshmoe join --peer mm1-kZKt...                    join, with the token that a member shows
   meshmoe join --peer mm1-kZKt... --capacity 6GiB
 """
+
+
+DESCRIPTORS_WANTED = 16_384
+DESCRIPTORS_MIN = 192
+"""The process itself takes some 60, a peer 12, a local client one."""
 
 
 @click.command(help=_HELP)
@@ -171,6 +178,7 @@ def join(  # noqa: D103 - the help text stands above
         seed=seed,
     )
     log = Log(log_format, verbose=verbose, node=node)
+    _allow_descriptors()
     if discovery is None:
         discovery = not is_loopback_name(settings.listen[0])
     trio.run(_live, settings, discovery, log, restrict_keyboard_interrupt_to_checkpoints=True)
@@ -196,6 +204,19 @@ def _emulated_links(topology: str | None, node: NodeId) -> dict[NodeId, LinkShap
     if node not in parsed.nodes:
         raise ConfigError(f"--links: {parsed.name} has no node {node}: it has {', '.join(parsed.nodes)}")
     return parsed.links_of(node)
+
+
+def _allow_descriptors() -> None:
+    """Raise the soft limit of open files: a peer takes a dozen descriptors, a local client one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < DESCRIPTORS_MIN:
+        raise ConfigError(
+            f"this process may open {wanted} files only, and needs {DESCRIPTORS_MIN} for a small mesh: raise the limit "
+            "with `ulimit -n 4096`"
+        )
 
 
 async def _live(settings: NodeSettings, discovery: bool, log: Log) -> None:

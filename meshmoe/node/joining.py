@@ -217,6 +217,13 @@ class Doorkeeper:
             self._spawn(lambda: self._answer(hello, welcome, parcel.guest))
 
     async def _answer(self, hello: Hello, welcome: Welcome, guest: str) -> None:
+        try:
+            await self._welcome_or_refuse(hello, welcome, guest)
+        except PeerError as error:  # an address that is none, for one: whoever sent it gets no answer
+            self._messenger.faults["bad_message"] += 1
+            logger.info("hello of %s cannot be answered: %s", hello.node, error)
+
+    async def _welcome_or_refuse(self, hello: Hello, welcome: Welcome, guest: str) -> None:
         refusal = await self._objection(hello, welcome, guest)
         if refusal is not None:
             await self._refuse(hello, refusal, guest)

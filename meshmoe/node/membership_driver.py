@@ -10,6 +10,7 @@ from random import Random
 import trio
 
 from meshmoe.core.endpoints import Endpoints, Lane
+from meshmoe.core.errors import PeerError
 from meshmoe.core.ids import NodeId
 from meshmoe.membership import (
     MEMBERSHIP_MESSAGES,
@@ -113,13 +114,21 @@ class MembershipDriver:
             if late_s > 0.05:
                 self.feed(LocalHealth(late_s))
 
+    def _connect(self, peer: NodeId, endpoints: Endpoints) -> None:
+        """Open connections; a member may have told an address that is none, and then is silent to this node."""
+        try:
+            self._messenger.transport.connect(peer, endpoints)
+        except PeerError as error:
+            self._messenger.faults["unreachable"] += 1
+            logger.debug("cannot connect to %s: %s", peer, error)
+
     def _carry_out(self, effects: Iterable[MembershipEffect]) -> None:
         for effect in effects:
             match effect:
                 case Send(peer, message):
                     self._messenger.try_post(peer, Lane.CONTROL, message)
                 case Connect(peer, endpoints):
-                    self._messenger.transport.connect(peer, endpoints)
+                    self._connect(peer, endpoints)
                 case Disconnect(peer):
                     self._messenger.transport.disconnect(peer)
                 case MemberAlive() | MemberSuspect() | MemberDead() | MemberLeft() | MemberForgotten():

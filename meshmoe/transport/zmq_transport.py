@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import trio
 import zmq
@@ -119,7 +119,7 @@ class ZmqTransport:
         With a keyring, a peer is connected as soon as its key is known.
 
         Raises:
-            UnreachableError: The host is not something one can connect to.
+            UnreachableError: The host is not something one can connect to, or this process may open no more files.
         """
         self._check_open()
         self._wanted[peer] = endpoints
@@ -137,7 +137,12 @@ class ZmqTransport:
                 lanes.pop(lane).close()
                 current = None
             if current is None and address is not None:
-                lanes[lane] = self._open_outbound(peer, lane, address, peer_key)
+                try:
+                    lanes[lane] = self._open_outbound(peer, lane, address, peer_key)
+                except zmq.ZMQError as error:
+                    raise UnreachableError(
+                        f"no connection to {peer} can be opened: {error} (see `ulimit -n`)"
+                    ) from error
 
     def disconnect(self, peer: NodeId) -> None:
         """See `Transport.disconnect`."""
@@ -151,7 +156,8 @@ class ZmqTransport:
     def _key_changed(self, peer: NodeId) -> None:
         endpoints = self._wanted.get(peer)
         if endpoints is not None and not self._closed:
-            self.connect(peer, endpoints)
+            with suppress(UnreachableError):  # whoever posts to it is told
+                self.connect(peer, endpoints)
 
     def post(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
         """See `Transport.post`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -41,10 +42,18 @@ class PromisesBrokenError(MeshmoeError):
 @click.option("--nodes", "count", type=click.IntRange(3, 9), default=5, show_default=True, metavar="N")
 @click.option("--clients", type=click.IntRange(1, 32), default=3, show_default=True, metavar="N", help="At once.")
 @click.option("--tokens", type=click.IntRange(1, 256), default=24, show_default=True, metavar="N", help="Of a request.")
+@click.option("--model", type=click.Path(path_type=Path), metavar="DIR", help="Another model than the bundled one.")
 @click.option("--only", metavar="KINDS", help=f"Of {', '.join(KINDS)}.")
 @click.option("--timeline", "picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw the run as SVG.")
 def chaos(
-    seed: int, duration: str, count: int, clients: int, tokens: int, only: str | None, picture: Path | None
+    seed: int,
+    duration: str,
+    count: int,
+    clients: int,
+    tokens: int,
+    model: Path | None,
+    only: str | None,
+    picture: Path | None,
 ) -> None:
     """Do everything bad to a mesh of real processes while it serves, and check every promise.
 
@@ -57,18 +66,21 @@ def chaos(
     if unknown:
         raise click.UsageError(f"--only: there is no fault {unknown[0]!r}: there is {', '.join(KINDS)}")
     findings = Findings(seed, parse_duration(duration), count)
-    trio.run(_run, findings, clients, tokens, kinds, picture)
+    trio.run(_run, findings, clients, tokens, model, kinds, picture)
     if findings.problems:
         raise PromisesBrokenError(f"seed {seed} broke {len(findings.problems)} promises: {findings.problems[0]}")
 
 
-async def _run(findings: Findings, clients: int, tokens: int, kinds: tuple[str, ...], picture: Path | None) -> None:
+async def _run(
+    findings: Findings, clients: int, tokens: int, model: Path | None, kinds: tuple[str, ...], picture: Path | None
+) -> None:
     console = Console(highlight=False)
     rng = Random(findings.seed)
+    own = ["--model", str(model)] if model is not None else []
     with tempfile.TemporaryDirectory(prefix="mm-", ignore_cleanup_errors=True) as directory:
         async with open_local_mesh(Path(directory)) as mesh:
             console.print("what one node alone writes ...")
-            expected = await _tokens_alone(mesh, tokens)
+            expected = await _tokens_alone(mesh, tokens, own)
             names = [f"n{number + 1}" for number in range(findings.nodes)]
             share = f"{round(100 * 2.2 / findings.nodes)}%"
             for name in names:
@@ -82,7 +94,7 @@ async def _run(findings: Findings, clients: int, tokens: int, kinds: tuple[str, 
 
             faults = Faults(nodes, Path(directory), lambda: word[0], now_s, Random(rng.random()))
             console.print(f"starting {findings.nodes} nodes, {share} of the experts each ...")
-            nodes[names[0]].start()
+            nodes[names[0]].start(*own)
             word[0] = await mesh.join_word(names[0])
             for name in names[1:]:
                 nodes[name].start("--peer", word[0])
@@ -99,15 +111,15 @@ async def _run(findings: Findings, clients: int, tokens: int, kinds: tuple[str, 
                 await faults.run(plan)
                 await trio.sleep(max(0.0, findings.duration_s - now_s()))
                 nursery.cancel_scope.cancel()
-            await _check(mesh, names, nodes, findings, load, faults, warm)
+            await _check(mesh, names, nodes, findings, load, faults, warm, now_s)
     show(console, findings, load)
     if picture is not None:
         await trio.Path(picture).write_text(timeline(findings, names, faults.spans, load.requests), encoding="utf-8")
 
 
-async def _tokens_alone(mesh: LocalMesh, tokens: int) -> dict[str, list[int]]:
+async def _tokens_alone(mesh: LocalMesh, tokens: int, own: list[str]) -> dict[str, list[int]]:
     alone = mesh.add(ALONE, "--capacity", "100%", "--threads", "1")
-    alone.start()
+    alone.start(*own)
     await mesh.wait_serving(ALONE, timeout_s=START_S_MAX)
     expected = {}
     for prompt in PROMPTS:
@@ -142,14 +154,14 @@ async def _check(
     load: Load,
     faults: Faults,
     warm: dict[str, tuple[int, int, int]],
+    now_s: Callable[[], float],
 ) -> None:
     ended_s = max((end for _, _, end in faults.spans), default=0.0)
-    stopped_s = trio.current_time()
     findings.injected, findings.garbage_parcels = dict(faults.injected), faults.garbage_parcels
     problems = findings.problems
     try:
         await mesh.wait_settled(*names, timeout_s=SETTLE_S_MAX)
-        findings.agreed_after_s = trio.current_time() - stopped_s + findings.duration_s - ended_s
+        findings.agreed_after_s = now_s() - ended_s
     except NodeFailedError as error:
         problems.append(f"no agreement afterwards: {error}")
     statuses: dict[str, dict[str, Any]] = {name: await nodes[name].status() for name in names}
