@@ -23,6 +23,7 @@ from meshmoe.api.prompts import PromptEncoder
 from meshmoe.api.service import ModelService
 from meshmoe.api.status_feed import StatusFeed
 from meshmoe.api.status_stream import mesh_events, mesh_history, mesh_status
+from meshmoe.api.trace import mesh_trace
 from meshmoe.core.errors import RequestError
 
 _ROUTES = [
@@ -41,6 +42,7 @@ _ROUTES = [
     Route("/mesh/expel", expel, methods=["POST"]),
     Route("/mesh/events", mesh_events),
     Route("/mesh/history", mesh_history),
+    Route("/mesh/trace", mesh_trace),
     Route("/mesh/leave", mesh_leave, methods=["POST"]),
 ]
 

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from meshmoe.engine.request import GenerationEvent, GenerationRequest
 from meshmoe.node.history import HistorySample
 from meshmoe.node.mesh_keeper import MeshKeeper
@@ -71,6 +74,14 @@ class ModelService(Protocol):
 
     def history(self) -> Sequence[HistorySample]:
         """How it went lately, oldest first."""
+        ...
+
+    def routing(self, tokens: int) -> NDArray[np.int16]:
+        """Routing sets of tokens that this node has written lately: ``[windows, tokens, MoE layers, top_k]``.
+
+        Args:
+            tokens: Of a window.
+        """
         ...
 
     def leave(self) -> AbstractAsyncContextManager[AsyncIterator[LeaveProgress]]:

@@ -12,6 +12,7 @@ from meshmoe.bench.placement import Gap, Score, compare, gap_to_optimum
 from meshmoe.bench.recorded import load_recorded
 from meshmoe.bench.tables import gap_table, score_tables, table, verdicts
 from meshmoe.cli.bench_engine import calls, cuda, decode, kernels, make_model
+from meshmoe.cli.bench_live import live
 from meshmoe.cli.bench_serving import mesh, prefill, serve
 
 
@@ -51,7 +52,7 @@ def placement(quick: bool, as_json: bool, optimum: bool) -> None:
         click.echo("\n" + gap_table(gaps))
 
 
-for command in (kernels, decode, calls, prefill, serve, mesh, cuda, make_model):
+for command in (live, kernels, decode, calls, prefill, serve, mesh, cuda, make_model):
     bench.add_command(command)
 
 

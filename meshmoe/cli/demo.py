@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from meshmoe.core.ids import NodeId
 from meshmoe.core.links import LinkShape
 from meshmoe.core.units import format_duration, format_rate
 from meshmoe.node.data_files import read_data_file
+
+ADAPT_S_MAX = 75.0
+"""How long the demo waits for experts to move to where they are used."""
+
+CALM_LOOKS = 3
+"""So many seconds in a row nothing may move before the demo asks again."""
 
 ALONE = "alone"
 """Name of the node that holds the whole model and writes the texts to compare with."""
@@ -69,7 +76,8 @@ def demo(topology: str, model: Path | None, max_tokens: int, prompt: str | None)
     """Run a whole mesh on this box and check what it writes.
 
     Starts every node of a topology file as a process with its capacity, joins them over emulated links, asks each one
-    for a text, shows who holds which experts, and compares every token with what a single node writes.
+    for a text, shows who holds which experts, uses the nodes until experts have moved to where they are used, asks for
+    the same texts again, and compares every token with what a single node writes.
     """
     text, where = read_data_file("topology", topology, "--topology")
     parsed = parse_topology(text, where)
@@ -94,13 +102,59 @@ async def _demo(
                 await _start(mesh, topology, topology_name, model)
             console.print(f"{len(topology.nodes)} nodes serve after {trio.current_time() - started:.0f} s")
             names = list(topology.nodes)
-            await _show_holdings(console, mesh.nodes[names[0]])
-            streams = [
-                Stream(name, node.domain or "prose", prompt or PROMPTS.get(node.domain or "", PROMPTS["prose"]))
-                for name, node in topology.nodes.items()
-            ]
-            await _ask_all(console, mesh, streams, max_tokens)
-            return await _compare(console, mesh, streams, max_tokens)
+            first = mesh.nodes[names[0]]
+            await _show_holdings(console, first)
+            before, after = (_streams(topology, prompt) for _ in range(2))
+            await _ask_all(console, mesh, before, max_tokens)
+            with console.status("every node writes texts of its domain; experts move to where they are used ..."):
+                adapted_s = await _adapt(mesh, topology, before)
+            if adapted_s is None:
+                console.print(f"experts were still moving after {ADAPT_S_MAX:.0f} s of use")
+            else:
+                console.print(f"experts stand where they are used after {adapted_s:.0f} s of use")
+            await _show_holdings(console, first)
+            await _ask_all(console, mesh, after, max_tokens, show=False)
+            return await _compare(console, mesh, before, after, max_tokens)
+
+
+def _streams(topology: Topology, prompt: str | None) -> list[Stream]:
+    return [
+        Stream(name, node.domain or "prose", prompt or PROMPTS.get(node.domain or "", PROMPTS["prose"]))
+        for name, node in topology.nodes.items()
+    ]
+
+
+async def _adapt(mesh: LocalMesh, topology: Topology, streams: list[Stream]) -> float | None:
+    """Use the nodes until the placement follows that use and has come to rest; returns how long it took, if it did."""
+    began_s = trio.current_time()
+
+    async def write(stream: Stream) -> None:
+        for seed in count():
+            body = {"model": "default", "prompt": stream.prompt, "max_tokens": 64, "temperature": 0.8, "seed": seed}
+            await mesh.nodes[NodeId(stream.node)].complete(body)
+
+    with trio.move_on_after(ADAPT_S_MAX) as scope:
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(write, stream)
+            calm = 0
+            while calm < CALM_LOOKS:
+                await trio.sleep(1.0)
+                statuses = [await mesh.nodes[name].status() for name in topology.nodes]
+                calm = calm + 1 if _is_calm(statuses) else 0
+            nursery.cancel_scope.cancel()
+    return None if scope.cancelled_caught else trio.current_time() - began_s
+
+
+def _is_calm(statuses: list[dict[str, Any]]) -> bool:
+    """Whether weights have followed use, nothing moves, and all agree on who holds what."""
+    return all(
+        status["placement"]["settled"]
+        and not status["custody"]["intakes"]
+        and not status["custody"]["migrations"]
+        and status["agreement"]["equal"]
+        for status in statuses
+    )
 
 
 async def _start(mesh: LocalMesh, topology: Topology, topology_name: str, model: Path | None) -> None:
@@ -141,7 +195,9 @@ async def _show_holdings(console: Console, node: LocalNode) -> None:
     console.print(table)
 
 
-async def _ask_all(console: Console, mesh: LocalMesh, streams: list[Stream], max_tokens: int) -> None:
+async def _ask_all(
+    console: Console, mesh: LocalMesh, streams: list[Stream], max_tokens: int, *, show: bool = True
+) -> None:
     async def ask(stream: Stream) -> None:
         body = {"model": "default", "prompt": stream.prompt, "max_tokens": max_tokens, "temperature": 0}
         async for event in mesh.nodes[NodeId(stream.node)].stream(body):
@@ -157,7 +213,7 @@ async def _ask_all(console: Console, mesh: LocalMesh, streams: list[Stream], max
                 for stream in streams:
                     asking.start_soon(ask, stream)
             nursery.cancel_scope.cancel()
-    for stream in streams:
+    for stream in streams if show else ():
         console.print(_panel(stream))
 
 
@@ -172,29 +228,37 @@ def _panel(stream: Stream) -> Panel:
     return Panel(text, title=f"{stream.node} ({stream.domain})", title_align="left")
 
 
-async def _compare(console: Console, mesh: LocalMesh, streams: list[Stream], max_tokens: int) -> bool:
-    table = Table(title="what it took", title_justify="left", box=None, pad_edge=False)
-    for heading in ("node", "tokens", "local experts", "rounds a token", "tokens/s", "one node alone", "identical"):
+async def _compare(
+    console: Console, mesh: LocalMesh, before: list[Stream], after: list[Stream], max_tokens: int
+) -> bool:
+    table = Table(title="the same prompts before and after", title_justify="left", box=None, pad_edge=False)
+    headings = ("node", "tokens", "local experts", "rounds a token", "tokens/s", "one node alone", "identical")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "node" else "right")
     identical = True
     alone = mesh.nodes[NodeId(ALONE)]
-    for stream in streams:
-        body = {"model": "default", "prompt": stream.prompt, "max_tokens": max_tokens, "temperature": 0}
+    for one, two in zip(before, after, strict=True):
+        body = {"model": "default", "prompt": one.prompt, "max_tokens": max_tokens, "temperature": 0}
         reference = await alone.complete(body)
-        same = reference["choices"][0]["meshmoe"]["token_ids"] == stream.token_ids
+        expected = reference["choices"][0]["meshmoe"]["token_ids"]
+        same = one.token_ids == expected and two.token_ids == expected
         identical &= same
-        report = stream.report
         table.add_row(
-            stream.node,
-            str(len(stream.token_ids)),
-            f"{report['hit_ratio']:.0%}",
-            f"{report['rounds_per_token']:.2f}",
-            f"{report['tokens_per_s']:.1f}",
+            one.node,
+            str(len(one.token_ids)),
+            *(
+                f"{one.report[key] * scale:.{digits}f}{sign} > {two.report[key] * scale:.{digits}f}{sign}"
+                for key, scale, digits, sign in (
+                    ("hit_ratio", 100, 0, "%"),
+                    ("rounds_per_token", 1, 2, ""),
+                    ("tokens_per_s", 1, 1, ""),
+                )
+            ),
             f"{reference['meshmoe']['tokens_per_s']:.1f}",
             "yes" if same else "[bold red]NO[/]",
         )
     console.print(table)
-    console.print(f"identical to one node: {'yes' if identical else 'no'}")
+    console.print(f"identical to one node, before and after: {'yes' if identical else 'no'}")
     return identical
 
 

@@ -34,6 +34,7 @@ _COMMANDS = {
     "demo": _Lazy("meshmoe.cli.demo", "demo", "Run a whole mesh on this box and check what it writes."),
     "plan": _Lazy("meshmoe.cli.plan", "plan", "Predict what a mesh would do, for each placement policy."),
     "chaos": _Lazy("meshmoe.cli.chaos.command", "chaos", "Do bad things to a mesh of real processes, and check it."),
+    "trace": _Lazy("meshmoe.cli.trace", "trace", "Record what this box's node is used for."),
     "bench": _Lazy("meshmoe.cli.bench", "bench", "Measure placement, kernels, decoding, a mesh under load."),
     "sim": _Lazy("meshmoe.cli.sim", "sim", "Run simulated meshes with faults and check every promise."),
 }

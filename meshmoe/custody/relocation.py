@@ -8,6 +8,8 @@ full nodes free each other's room step by step. Nothing here decides whether a c
 
 from __future__ import annotations
 
+from collections import deque
+
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.custody.desk import Desk
 from meshmoe.custody.donor import Donors
@@ -15,7 +17,7 @@ from meshmoe.custody.takers import has_room
 
 NEVER_S = float("inf")
 
-LOOK_S = 0.5
+LOOK_S = 1.0
 """How often claims are looked at while some are misplaced; ten times as long while none is."""
 
 REST_S = 4.0
@@ -29,32 +31,36 @@ class Relocation:
         self._desk = desk
         self._donors = donors
         self._look_s = NEVER_S
+        self._misplaced: deque[ExpertId] = deque()
         self._resting_until_s: dict[ExpertId, float] = {}
 
     def plans_changed(self, *, any_plans: bool) -> None:
         """Nodes have agreed on something else, or there are no plans any more."""
         self._look_s = self._desk.now if any_plans else NEVER_S
+        self._misplaced.clear()
         self._resting_until_s.clear()
 
     def advance(self) -> None:
-        """Give what is due."""
+        """Give what is due, as many at once as migrations may be."""
         desk = self._desk
-        if desk.leaving or desk.now < self._look_s:
+        if desk.leaving:
             return
-        self._look_s = desk.now + 10 * LOOK_S
-        for expert in desk.book.standing():
-            guardians = desk.plan.guardians.get(expert, ())
-            if not guardians or desk.me in guardians:
+        if desk.now >= self._look_s:
+            self._misplaced = deque(expert for expert in desk.book.standing() if self._is_misplaced(expert))
+            self._look_s = desk.now + (LOOK_S if self._misplaced else 10 * LOOK_S)
+        while self._misplaced and len(self._donors) < desk.config.migrations_max:
+            expert = self._misplaced.popleft()
+            if self._resting_until_s.get(expert, 0.0) > desk.now or not self._is_misplaced(expert):
                 continue
-            self._look_s = desk.now + LOOK_S
-            if len(self._donors) >= desk.config.migrations_max:
-                return
-            if self._resting_until_s.get(expert, 0.0) > desk.now:
-                continue
-            peer = self._taker(expert, guardians)
+            peer = self._taker(expert, desk.plan.guardians[expert])
             if peer is not None:
                 self._resting_until_s[expert] = desk.now + REST_S
                 self._donors.give(expert, peer)
+
+    def _is_misplaced(self, expert: ExpertId) -> bool:
+        desk = self._desk
+        guardians = desk.plan.guardians.get(expert, ())
+        return bool(guardians) and desk.me not in guardians and desk.book[expert].claim is not None
 
     def next_s(self) -> float:
         """When `advance` has something to do."""

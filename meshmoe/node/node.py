@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import trio
+from numpy.typing import NDArray
 
 from meshmoe import __version__
 from meshmoe.core.errors import CapacityError, JoinError, MeshmoeError, RequestError
@@ -452,6 +453,12 @@ class Node:
     def history(self) -> Sequence[HistorySample]:
         """How it went lately, oldest first."""
         return self.serving.history.samples
+
+    def routing(self, tokens: int) -> NDArray[np.int16]:
+        """Routing sets of tokens written lately: ``[windows, tokens, MoE layers, top_k]``."""
+        if self.parts is None or self.model is None:
+            return np.zeros((0, tokens, 1, 1), np.int16)
+        return self.parts.placement.keeper.windows(tokens)
 
     @asynccontextmanager
     async def leave(self) -> AsyncIterator[AsyncIterator[LeaveProgress]]:

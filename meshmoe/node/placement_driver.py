@@ -150,6 +150,8 @@ class PlacementDriver:
                 self.keeper.add(routed.sets, routed.at_s, decode=routed.decode)
                 await trio.lowlevel.checkpoint()
             if self.keeper.tokens >= TOKENS_MIN:
+                if self.keeper.forget_old_use(time.monotonic()):
+                    logger.info("this node is used for something else now: what came before does not count any more")
                 trace = self.keeper.trace(time.monotonic())
                 demand = trace.demand(self._expert_bytes.shape[1])
                 self._gossip.publish(*self._news.of(demand))
@@ -251,12 +253,7 @@ class PlacementDriver:
         own = float(self._demand_told.sum())
         view = self._gossip.view.nodes.get(partner) if partner is not None else None
         theirs = sum(sum(view.demand_per_s(layer)) for layer in view.demand) if view is not None else 0.0
-        calls_a_token = max(1.0, self._calls_a_token())
-        return (own + theirs) / calls_a_token
-
-    def _calls_a_token(self) -> float:
-        sets = self.keeper.recent(1, 1)
-        return float((sets >= 0).sum()) if sets.size else 0.0
+        return (own + theirs) / max(1.0, self.keeper.calls_a_token)
 
 
 def _serves(view: NodeView) -> bool:

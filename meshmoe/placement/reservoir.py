@@ -63,6 +63,19 @@ class Reservoir(Generic[Item]):
         """What is kept, in order of arrival."""
         return [entry[3] for entry in sorted(self._heap, key=lambda entry: entry[1])]
 
+    def arrivals(self) -> list[float]:
+        """When each of `items` came."""
+        return [entry[2] for entry in sorted(self._heap, key=lambda entry: entry[1])]
+
+    def since(self, start_s: float) -> Reservoir[Item]:
+        """A reservoir as if the stream had begun at ``start_s``: what came earlier is not in it."""
+        later = Reservoir[Item](self._capacity, math.log(2) / self._decay, self._rng, start_s)
+        shift = self._decay * (start_s - self._started)
+        later._heap = [(entry[0] - shift, *entry[1:]) for entry in self._heap if entry[2] >= start_s]
+        heapq.heapify(later._heap)
+        later._arrived, later._log_threshold = self._arrived, self._log_threshold - shift
+        return later
+
     def rates(self, now: float) -> Floats:
         """For each of `items`, how many such items come a second, as estimated now."""
         arrivals = np.array([entry[2] for entry in sorted(self._heap, key=lambda entry: entry[1])], dtype=np.float64)

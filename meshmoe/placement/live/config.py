@@ -13,14 +13,14 @@ class LiveConfig:
 
     Attributes:
         exchange: Of the exchange machine. A live node's trace is a sample, so an exchange must gain more than the noise
-            of that: 1 % of both ends' cost.
+            of that: 2 % of both ends' cost.
         grace_s: An expert must have been without an owner, or with several, for so long in this node's view before
             owners are put right: longer than gossip and the end of an exchange take.
         settle_s: Plans must have been quiet for so long before weights move: plans that change twice move once.
         patience_s: A mesh that never becomes quiet moves weights after this time all the same.
     """
 
-    exchange: ExchangeConfig = field(default_factory=lambda: ExchangeConfig(pause_s=0.5, gain_min=0.01))
+    exchange: ExchangeConfig = field(default_factory=lambda: ExchangeConfig(pause_s=0.5, gain_min=0.02))
     grace_s: float = 3.0
     settle_s: float = 2.0
     patience_s: float = 60.0

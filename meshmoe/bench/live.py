@@ -1,0 +1,158 @@
+"""What a serving mesh does while its experts move, in figures: the curve of rounds a token, and what is optimal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from meshmoe.bench.recorded import trace_of
+from meshmoe.bench.tables import table
+from meshmoe.core.ids import NodeId
+from meshmoe.placement.cost import bill, mesh_cost
+from meshmoe.placement.policies.negotiated import Negotiated
+from meshmoe.placement.world import Holders, ModelShape, NodeSpec, World, build_world
+
+
+class TextPoint(msgspec.Struct, frozen=True):
+    """One finished text.
+
+    Attributes:
+        at_s: When it ended, since the first was asked for.
+        node: Which node wrote it.
+        rounds: A token.
+        tokens_per_s: As its client saw them, prompt included.
+        pauses_s: Between its tokens.
+    """
+
+    at_s: float
+    node: str
+    rounds: float
+    tokens_per_s: float
+    pauses_s: list[float]
+
+
+class Against(msgspec.Struct, frozen=True):
+    """Where experts stand, against a fresh negotiation by one head on what the nodes recorded; means over nodes.
+
+    Attributes:
+        rounds, fresh_rounds: A token, by the recorded sets.
+        token_ms, fresh_token_ms: Predicted time in experts of a token.
+    """
+
+    rounds: float
+    fresh_rounds: float
+    token_ms: float
+    fresh_token_ms: float
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """One part of the run.
+
+    Attributes:
+        name: What it is.
+        begin_s, end_s: Of the run.
+        settled: How often plans came to rest, at the node where most often.
+        moves: Experts that became resident somewhere.
+        moving_s: From the first of them to the last, since the part began; 0 and 0 without any.
+        against: At the part's end; None where nodes have recorded too little.
+    """
+
+    name: str
+    begin_s: float
+    end_s: float
+    settled: int
+    moves: int
+    moving_s: tuple[float, float]
+    against: Against | None
+
+
+class LiveRun(msgspec.Struct, frozen=True):
+    """All of it."""
+
+    points: list[TextPoint]
+    phases: list[Phase]
+
+
+def live_world(
+    shape: ModelShape,
+    graph: nx.Graph[NodeId],
+    capacity_bytes: Mapping[NodeId, int],
+    windows: Mapping[NodeId, NDArray[np.integer]],
+    call_s: float,
+) -> World:
+    """The running mesh as a world to plan for: what was recorded, all nodes writing equally fast.
+
+    Args:
+        shape: The model.
+        graph: Links.
+        capacity_bytes: What each node's plan may use.
+        windows: By node, ``[windows, tokens, layers, top_k]``.
+        call_s: Of a call beside its link.
+    """
+    specs = {node: NodeSpec(bytes_, call_s=call_s) for node, bytes_ in capacity_bytes.items()}
+    traces = [trace_of(windows[node], shape.experts, prompt_tokens=0, tokens_per_s=1.0) for node in capacity_bytes]
+    return build_world(shape, graph, specs, traces)
+
+
+def against_fresh(world: World, holders: Holders) -> Against:
+    """Compare holders with a fresh negotiation on the same demand."""
+    fresh = Negotiated().place(world)
+
+    def rounds(some: Holders) -> float:
+        return float(np.mean([bill(world, i, trace.decode, some).rounds for i, trace in enumerate(world.traces)]))
+
+    count = len(world.nodes)
+    return Against(
+        rounds(holders),
+        rounds(fresh),
+        1e3 * mesh_cost(world, holders) / count,
+        1e3 * mesh_cost(world, fresh) / count,
+    )
+
+
+def curve_table(run: LiveRun, bin_s: float) -> str:
+    """Rounds a token by node over time, tokens a second, and the 99th percentile of pauses."""
+    nodes = sorted({point.node for point in run.points})
+    rows = []
+    end_s = max(point.at_s for point in run.points)
+    for begin_s in np.arange(0.0, end_s, bin_s):
+        some = [point for point in run.points if begin_s <= point.at_s < begin_s + bin_s]
+        if not some:
+            continue
+        by_node = [[point.rounds for point in some if point.node == node] for node in nodes]
+        pauses_s = sorted(pause_s for point in some for pause_s in point.pauses_s)
+        phase = next((phase.name for phase in run.phases if phase.begin_s <= begin_s < phase.end_s), "")
+        rows.append(
+            [f"{begin_s:.0f}-{begin_s + bin_s:.0f}", phase]
+            + [f"{np.mean(rounds):.2f}" if rounds else "" for rounds in by_node]
+            + [f"{np.mean([r for rounds in by_node for r in rounds]):.2f}"]
+            + [f"{np.mean([point.tokens_per_s for point in some]):.1f}"]
+            + [f"{1e3 * pauses_s[int(0.99 * (len(pauses_s) - 1))]:.0f}" if pauses_s else ""]
+        )
+    return table(["seconds", "texts", *nodes, "mean rounds", "tokens/s of a text", "p99 pause ms"], rows)
+
+
+def phase_table(phases: Sequence[Phase]) -> str:
+    """What each part came to."""
+    rows = [
+        [
+            phase.name,
+            str(phase.settled),
+            str(phase.moves),
+            f"{phase.moving_s[0]:.0f}-{phase.moving_s[1]:.0f} s",
+            *(
+                [f"{a.rounds:.2f}", f"{a.fresh_rounds:.2f}", f"{a.token_ms:.1f}", f"{a.fresh_token_ms:.1f}"]
+                if (a := phase.against) is not None
+                else [""] * 4
+            ),
+            f"{phase.against.token_ms / phase.against.fresh_token_ms - 1:+.1%}" if phase.against is not None else "",
+        ]
+        for phase in phases
+    ]
+    return table(
+        ["part", "plans settled", "experts moved", "between", "rounds", "fresh plan", "ms", "fresh plan", "apart"], rows
+    )
