@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types check soak sim failover clean help
+.PHONY: demo test lint types check soak sim failover audit fuzz chaos clean help
 
 help:           ## Show this list
 	@grep -E '^[a-z]+: .*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | sort
@@ -30,6 +30,15 @@ sim: .venv/dev  ## Simulated meshes with faults, thousands of seeds (COUNT=10000
 
 failover: .venv/dev  ## Kill, stop, leave, join, last holder: ten streams each on real processes, tokens and pauses
 	@$(BIN)/python -m tests.mesh.failover
+
+audit: .venv/dev  ## Known weaknesses of the pinned dependencies (asks pypi.org)
+	@$(BIN)/pip install -q -c constraints.txt pip-audit && $(BIN)/python -m pip_audit -r constraints.txt --no-deps --disable-pip
+
+fuzz: .venv/dev  ## Fuzz one target with atheris (TARGET=wire SECONDS=60)
+	@$(BIN)/pip install -q -c constraints.txt atheris && $(BIN)/python -m tests.fuzz $(or $(TARGET),wire) --seconds $(or $(SECONDS),60)
+
+chaos: .venv/runtime  ## Ten minutes of faults on five real processes, every promise checked (DURATION=600s SEED=1)
+	@$(BIN)/meshmoe chaos --duration $(or $(DURATION),600s) --seed $(or $(SEED),1)
 
 clean:          ## Remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

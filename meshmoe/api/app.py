@@ -18,6 +18,7 @@ from meshmoe.api.gate import Gate
 from meshmoe.api.keeping import expel, one_token, rotate, tokens
 from meshmoe.api.mesh import health, list_models, mesh_leave, one_model
 from meshmoe.api.metrics import metrics
+from meshmoe.api.openapi import openapi
 from meshmoe.api.page import page, page_file
 from meshmoe.api.prompts import PromptEncoder
 from meshmoe.api.service import ModelService
@@ -31,6 +32,7 @@ _ROUTES = [
     Route("/page/{name:path}", page_file),
     Route("/health", health),
     Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
     Route("/v1/models", list_models),
     Route("/v1/models/{name:path}", one_model),
     Route("/v1/completions", completions, methods=["POST"]),

@@ -33,7 +33,11 @@ KEEP_ALIVE_S = 75.0
 STOP_GRACE_S = 1.0
 """For answers under way to end with an error that says why, before their connections are cut."""
 
-_FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_FULL_BODY = b'{"error":{"message":"this node has too many connections: try again","type":"rate_limit_error"}}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(_FULL_BODY), _FULL_BODY)
+)
 
 log = logging.getLogger("meshmoe.api")
 
