@@ -48,9 +48,15 @@ class LocalNode:
         self.directory = directory
         self.socket_path = directory / "node.sock"
         self.log_path = directory / "node.log"
+        self.prefix: list[str] = []
+        """What the command is preceded by."""
         self._arguments = arguments
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
+
+    def listen(self, address: str) -> None:
+        """Listen there from the next start on."""
+        self._arguments += ["--listen", address]
 
     @property
     def pid(self) -> int:
@@ -67,6 +73,7 @@ class LocalNode:
         """Start the process (again); ``extra`` are further flags of ``meshmoe join``."""
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [
+            *self.prefix,
             *(sys.executable, "-m", "meshmoe.cli.main", "join", "--name", self.name),
             *("--socket", str(self.socket_path), "--state", str(self.directory / "state")),
             *("--log-format", "human"),

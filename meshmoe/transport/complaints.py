@@ -19,6 +19,11 @@ class Complaints:
         self._held_back = 0
         self.count = 0
 
+    def note(self, line: str) -> None:
+        """Count what is no reason to worry, such as a member of whose admission this node has not heard yet."""
+        self.count += 1
+        self._logger.debug("%s", line)
+
     def complain(self, line: str) -> None:
         """Count one piece of bad traffic, and log ``line`` if none was logged lately."""
         self.count += 1

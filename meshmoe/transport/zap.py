@@ -120,7 +120,8 @@ class ZapHandler:
             return self._refuse(address, "with a key that is cut off for a while")
         if self._keyring.node_of(user) is None:
             if domain != zap_domain(Lane.CONTROL):
-                return self._refuse(address, "with a key that is not admitted")
+                self._complaints.note(f"refused a connection from {address!r}: its key is not admitted (yet)")
+                return b"300", b""
             if not self._guests.admits(address, now_s):
                 return self._refuse(address, "with yet another key that is not admitted")
         return b"200", user.encode()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from meshmoe.cli.chaos.faults import START_S_MAX, Faults
 from meshmoe.cli.chaos.load import Load
+from meshmoe.cli.chaos.namespaces import Namespaces, open_namespaces
 from meshmoe.cli.chaos.plan import KINDS, make_plan
 from meshmoe.cli.chaos.report import Findings, show, timeline
 from meshmoe.cli.local_mesh import LocalMesh, LocalNode, NodeFailedError, open_local_mesh
@@ -44,6 +47,7 @@ class PromisesBrokenError(MeshmoeError):
 @click.option("--tokens", type=click.IntRange(1, 256), default=24, show_default=True, metavar="N", help="Of a request.")
 @click.option("--model", type=click.Path(path_type=Path), metavar="DIR", help="Another model than the bundled one.")
 @click.option("--only", metavar="KINDS", help=f"Of {', '.join(KINDS)}.")
+@click.option("--netns", is_flag=True, help="Each node in a network namespace, so that cables can be pulled (root).")
 @click.option("--timeline", "picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw the run as SVG.")
 def chaos(
     seed: int,
@@ -53,6 +57,7 @@ def chaos(
     tokens: int,
     model: Path | None,
     only: str | None,
+    netns: bool,
     picture: Path | None,
 ) -> None:
     """Do everything bad to a mesh of real processes while it serves, and check every promise.
@@ -65,14 +70,24 @@ def chaos(
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise click.UsageError(f"--only: there is no fault {unknown[0]!r}: there is {', '.join(KINDS)}")
+    logging.getLogger("meshmoe").addHandler(logging.NullHandler())  # what the garbage's own transport complains of
     findings = Findings(seed, parse_duration(duration), count)
-    trio.run(_run, findings, clients, tokens, model, kinds, picture)
+    names = [f"n{number + 1}" for number in range(count)]
+    with open_namespaces(names) if netns else nullcontext() as spaces:
+        trio.run(_run, findings, names, clients, tokens, model, kinds, spaces, picture)
     if findings.problems:
         raise PromisesBrokenError(f"seed {seed} broke {len(findings.problems)} promises: {findings.problems[0]}")
 
 
 async def _run(
-    findings: Findings, clients: int, tokens: int, model: Path | None, kinds: tuple[str, ...], picture: Path | None
+    findings: Findings,
+    names: list[str],
+    clients: int,
+    tokens: int,
+    model: Path | None,
+    kinds: tuple[str, ...],
+    spaces: Namespaces | None,
+    picture: Path | None,
 ) -> None:
     console = Console(highlight=False)
     rng = Random(findings.seed)
@@ -81,10 +96,13 @@ async def _run(
         async with open_local_mesh(Path(directory)) as mesh:
             console.print("what one node alone writes ...")
             expected = await _tokens_alone(mesh, tokens, own)
-            names = [f"n{number + 1}" for number in range(findings.nodes)]
             share = f"{round(100 * 2.2 / findings.nodes)}%"
+            links = str(Path(directory) / "links.toml")
             for name in names:
-                mesh.add(name, "--capacity", share, "--threads", "1", "--links", str(Path(directory) / "links.toml"))
+                mesh.add(name, "--capacity", share, "--threads", "1", "--no-discovery", "--links", links)
+                if spaces is not None:
+                    mesh.nodes[NodeId(name)].prefix = spaces.command(name)
+                    mesh.nodes[NodeId(name)].listen(f"{spaces.host(name)}:0")
             nodes: dict[str, LocalNode] = {name: mesh.nodes[NodeId(name)] for name in names}
             began_s = [float("inf")]
             word = [""]
@@ -92,7 +110,7 @@ async def _run(
             def now_s() -> float:
                 return max(0.0, trio.current_time() - began_s[0])
 
-            faults = Faults(nodes, Path(directory), lambda: word[0], now_s, Random(rng.random()))
+            faults = Faults(nodes, Path(directory), lambda: word[0], now_s, Random(rng.random()), spaces)
             console.print(f"starting {findings.nodes} nodes, {share} of the experts each ...")
             nodes[names[0]].start(*own)
             word[0] = await mesh.join_word(names[0])

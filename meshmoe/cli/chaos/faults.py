@@ -14,6 +14,7 @@ import httpx
 import trio
 
 from meshmoe.cli.chaos.garbage import send_as_member, send_as_stranger, send_noise
+from meshmoe.cli.chaos.namespaces import Namespaces
 from meshmoe.cli.chaos.plan import Fault
 from meshmoe.cli.local_mesh import LocalNode
 from meshmoe.core.endpoints import Endpoints
@@ -37,6 +38,7 @@ class Faults:
         word: Callable[[], str],
         now_s: Callable[[], float],
         rng: Random,
+        spaces: Namespaces | None,
     ) -> None:
         """Make one.
 
@@ -46,11 +48,13 @@ class Faults:
             word: What a node joins with.
             now_s: The run's clock.
             rng: Of the garbage.
+            spaces: The namespaces that the nodes are in; partitions are emulated without.
         """
         self._nodes = nodes
         self._word = word
         self._now_s = now_s
         self._rng = rng
+        self._spaces = spaces
         self._keys = new_key_pair()
         self._links_path = directory / "links.toml"
         self._bad: dict[str, dict[str, str] | None] = {}
@@ -92,6 +96,10 @@ class Faults:
                 await trio.sleep(fault.lasts_s)
                 node.send_signal(signal.SIGCONT)
                 self._up(fault.node)
+            case "partition" if self._spaces is not None:
+                self._spaces.pull(fault.node)
+                await trio.sleep(fault.lasts_s)
+                self._spaces.plug(fault.node)
             case "partition" | "loss" | "delay":
                 changed = {"loss": {"loss": "5%"}, "delay": {"rtt": "41.2ms"}}.get(fault.kind)
                 self._bad[fault.node] = changed
