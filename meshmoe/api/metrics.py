@@ -95,6 +95,9 @@ class _NodeCollector(Collector):
             yield GaugeMetricFamily("meshmoe_replicas_mean", "Holders an expert", status.coverage.replicas_mean)
             missing = "Capacity that the mesh lacks"
             yield GaugeMetricFamily("meshmoe_capacity_missing_bytes", missing, status.coverage.missing_bytes)
+        if status.agreement is not None:
+            agreed = "Whether all present nodes see the same holders"
+            yield GaugeMetricFamily("meshmoe_agreed", agreed, int(status.agreement.equal))
         if status.custody is not None:
             custody = status.custody
             yield GaugeMetricFamily("meshmoe_experts_in_custody", "That this node keeps", custody.experts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from rich import box
@@ -11,7 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from meshmoe.core.units import format_duration, format_rate, format_size
-from meshmoe.node.status import MigrationEndStatus, MigrationStatus, NodeStatus, PeerStatus, TransferStatus
+from meshmoe.node.status import (
+    ExchangeStatus,
+    MigrationEndStatus,
+    MigrationStatus,
+    NodeStatus,
+    PeerStatus,
+    TransferStatus,
+)
 
 STATE_STYLES = {"alive": "green", "suspect": "yellow", "joining": "cyan", "dead": "red", "left": "dim"}
 
@@ -51,6 +59,18 @@ def ended_lines(ended: list[MigrationEndStatus]) -> Iterator[Text]:
             (f"{duration_words(each.ago_s)} ago  ", "dim"),
             (f"expert {each.expert} {what}", "" if each.outcome in ("given", "taken") else "yellow"),
             f": {each.reason}" if each.reason else "",
+        )
+
+
+def exchange_lines(exchanges: list[ExchangeStatus]) -> Iterator[Text]:
+    """The last changes of the plan, the latest first: why experts move."""
+    for each in exchanges[: -ENDED_SHOWN_MAX - 1 : -1]:
+        yield Text.assemble(
+            (f"{duration_words(max(0.0, time.time() - each.at_s))} ago  ", "dim"),
+            f"plan {each.plan_version} {f'with {each.partner}' if each.partner else 'alone'}: ",
+            f"{len(each.adds)} experts more, {len(each.drops)} less here, ",
+            (f"saves {each.gain_ms_per_token:.3g} ms a token", "green" if each.gain_ms_per_token > 0 else ""),
+            f", {format_size(each.cost_bytes)} to move ({format_duration(each.cost_s)})" if each.cost_bytes else "",
         )
 
 

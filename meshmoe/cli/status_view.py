@@ -10,9 +10,24 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from meshmoe.cli.status_heat import heat_map
-from meshmoe.cli.status_tables import duration_words, ended_lines, migrations_table, nodes_table, transfers_table
+from meshmoe.cli.status_tables import (
+    duration_words,
+    ended_lines,
+    exchange_lines,
+    migrations_table,
+    nodes_table,
+    transfers_table,
+)
 from meshmoe.core.units import format_duration, format_size
-from meshmoe.node.status import CoverageStatus, CustodyStatus, LatencyStatus, NodeStatus, ServingStatus
+from meshmoe.node.status import (
+    AgreementStatus,
+    CoverageStatus,
+    CustodyStatus,
+    LatencyStatus,
+    NodeStatus,
+    PlacementStatus,
+    ServingStatus,
+)
 
 PIPE_WIDTH_CHARS = 240
 """A pipe has no width; this is wide enough for every table, which then takes only what it needs."""
@@ -54,8 +69,14 @@ def status_parts(console: Console, status: NodeStatus) -> Iterator[RenderableTyp
     yield from _serving(status.serving)
     if status.coverage is not None:
         yield from _coverage(status.coverage)
+    if status.agreement is not None:
+        yield _agreement(status.agreement)
     if status.custody is not None:
         yield from _custody(status.custody)
+    if status.placement is not None:
+        yield _placement(status.placement)
+    if not status.secured:
+        yield Text("open     connections are not encrypted, and any node may join (--insecure)", "yellow")
     yield Text()
     yield nodes_table(console, status)
     if status.migrations:
@@ -64,6 +85,9 @@ def status_parts(console: Console, status: NodeStatus) -> Iterator[RenderableTyp
     if status.transfers:
         yield Text()
         yield transfers_table(console, status.transfers)
+    if status.placement is not None and status.placement.exchanges:
+        yield Text()
+        yield from exchange_lines(status.placement.exchanges)
     if status.migrations_ended:
         yield Text()
         yield from ended_lines(status.migrations_ended)
@@ -124,6 +148,19 @@ def _coverage(coverage: CoverageStatus) -> Iterator[Text]:
     for layer, indices in missing:
         if indices:
             yield Text(f"{_INDENT}layer {layer} lacks {_ranges(indices)}", "red")
+
+
+def _agreement(agreement: AgreementStatus) -> Text:
+    if agreement.equal:
+        return Text.assemble(("agreed", "green"), "   all present nodes see the same holders")
+    return Text.assemble(("not agreed", "yellow"), f"  {', '.join(agreement.differ)} last told of other holders")
+
+
+def _placement(placement: PlacementStatus) -> Text:
+    if placement.rule != "exchange":
+        return Text("placed   by the guardian rule, until there is demand to go by")
+    state = "nothing left to gain" if placement.quiet else "exchanging"
+    return Text(f"placed   by use, plan {placement.plan_version}, {state}, settled {placement.settled} times")
 
 
 def _custody(custody: CustodyStatus) -> Iterator[Text]:

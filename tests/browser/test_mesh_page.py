@@ -32,7 +32,7 @@ def mesh(tmp_path: Path) -> Iterator[LocalMesh]:
             for name in NAMES:
                 nodes.add(name, "--capacity", "70%", "--threads", "1", "--http", "127.0.0.1:0")
             nodes.nodes[NodeId("attic")].start()
-            address = await nodes.address("attic")
+            address = await nodes.join_word("attic")
             for name in NAMES[1:]:
                 nodes.nodes[NodeId(name)].start("--peer", address)
             await nodes.wait_serving(*NAMES)

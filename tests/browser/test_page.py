@@ -13,11 +13,25 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from meshmoe.node.history import HistorySample
-from meshmoe.node.status import LinkStatus, NodeStatus
+from meshmoe.node.status import AgreementStatus, ExchangeStatus, LinkStatus, NodeStatus, PlacementStatus
 from tests.api.scripted import ScriptedService, tokenizer
 from tests.api.serving import Served
 
 Opened = Callable[..., Page]
+
+
+_EXCHANGE = ExchangeStatus(
+    at_s=0.0,
+    partner="b",
+    plan_version=4,
+    adds=["0/1", "0/2"],
+    drops=["1/1"],
+    gained=1,
+    given=0,
+    gain_ms_per_token=1.2345,
+    cost_bytes=3 << 20,
+    cost_s=0.25,
+)
 
 
 class ThreeNodes(ScriptedService):
@@ -43,6 +57,10 @@ class ThreeNodes(ScriptedService):
             LinkStatus(nodes=pair, rtt_ms=5.25, rate_bytes_per_s=12.5e6)
             for pair in (("a", "b"), ("a", "c"), ("b", "c"))
         ]
+        status.agreement = AgreementStatus(digest="ab", equal=False, differ=["c"])
+        status.placement = PlacementStatus(
+            rule="exchange", plan_version=4, quiet=True, settled=1, decision_ms_max=2.0, exchanges=[_EXCHANGE]
+        )
         assert status.coverage is not None
         status.coverage.holders_by_layer = [[[0], [0, 1], [1], [2]], [[0], [0], [1, 2], []]]
         return status
@@ -73,6 +91,12 @@ def test_shows_nodes_links_and_experts(url: str, opened: Opened) -> None:
     expect(page.locator("#figure-p99")).to_have_text("9.5 ms")
     expect(page.locator("#moving")).to_contain_text("expert 1/2 from b-with-a-longer-name, fetching")
     expect(page.locator("#moved")).to_contain_text("expert 1/1 kept, not given to b-with-a-longer-name: no room")
+    expect(page.locator("#moved")).to_contain_text(
+        "plan 4 with b: 2 experts more, 1 less here, saves 1.23 ms a token, 3 MiB"
+    )
+    expect(page.locator("#agreement")).to_have_text(
+        "placed by use (plan 4, nothing left to gain); c last told of other holders"
+    )
     expect(page.locator("#charts")).to_contain_text("up to 7.00")
     shown = page.evaluate("document.querySelector('.chart .line').getAttribute('d').length")
     assert shown > 500  # a hundred samples drawn

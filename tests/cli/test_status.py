@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -12,7 +13,7 @@ from rich.console import Console
 from meshmoe.cli import status_view
 from meshmoe.cli.status_tables import duration_words
 from meshmoe.cli.status_view import show_status
-from meshmoe.node.status import NodeStatus, ServingStatus
+from meshmoe.node.status import AgreementStatus, ExchangeStatus, NodeStatus, PlacementStatus, ServingStatus
 from tests.api.scripted import ScriptedService
 from tests.api.serving import Served
 
@@ -61,6 +62,40 @@ def test_in_a_pipe_everything_is_there(served: Served, invoke: Invoke) -> None:
     ):
         assert words in result.stdout, words
     assert "retries" not in result.stdout
+
+
+def test_why_experts_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = ScriptedService().status()
+    status.secured = False
+    status.agreement = AgreementStatus(digest="ab", equal=True, differ=[])
+    exchange = ExchangeStatus(
+        at_s=time.time() - 75.2,
+        partner="b",
+        plan_version=7,
+        adds=["0/1", "0/2"],
+        drops=["1/1"],
+        gained=1,
+        given=0,
+        gain_ms_per_token=1.2345,
+        cost_bytes=3 << 20,
+        cost_s=0.25,
+    )
+    status.placement = PlacementStatus(
+        rule="exchange", plan_version=7, quiet=True, settled=2, decision_ms_max=4.0, exchanges=[exchange]
+    )
+    text = shown(monkeypatch, status, 120)
+    assert "agreed   all present nodes see the same holders" in text
+    assert "placed   by use, plan 7, nothing left to gain, settled 2 times" in text
+    line = (
+        "1 min 15 s ago  plan 7 with b: 2 experts more, 1 less here, saves 1.23 ms a token, 3.00 MiB to move (250 ms)"
+    )
+    assert line in text
+    assert "not encrypted" in text
+    status.agreement = AgreementStatus(digest="ab", equal=False, differ=["b", "c"])
+    status.placement.rule = "guardian"
+    text = shown(monkeypatch, status, 120)
+    assert "not agreed  b, c last told of other holders" in text
+    assert "by the guardian rule" in text
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, status: NodeStatus, width: int) -> str:

@@ -6,7 +6,7 @@ import { ask, follow, setKey } from "./feed.js";
 import { duration, percent, three } from "./format.js";
 import { Graph } from "./graph.js";
 import { HeatMap } from "./heat.js";
-import { showMoves, showNodes } from "./tables.js";
+import { showAgreement, showMoves, showNodes } from "./tables.js";
 
 const find = (id) => document.getElementById(id);
 const graph = new Graph(find("graph"), pick);
@@ -44,6 +44,7 @@ function show(status) {
   graph.show(status, picked);
   showNodes(document.querySelector("#nodes tbody"), status, picked, pick);
   heat.show(status, picked);
+  showAgreement(find("agreement"), status);
   showMoves(find("moving"), find("moved"), status);
   find("join").textContent = status.join_command ? `Join from another box: ${status.join_command}` : "";
 }

@@ -64,13 +64,43 @@ export function showMoves(moving, moved, status) {
     return element("li", { children: [words, bar(share, words), percent(share)] });
   });
   moving.replaceChildren(...onTheWay, ...comingIn);
-  const ended = status.migrations_ended.slice(0, 8).map((move) => element("li", {
+  const exchanges = (status.placement?.exchanges ?? []).slice(-6).reverse().map(exchangeLine);
+  const ended = status.migrations_ended.slice(0, 6).map((move) => element("li", {
     children: [
       element("time", { text: ago(move.ago_s) }),
       `expert ${move.expert} ${OUTCOMES[move.outcome]?.(move.peer) ?? move.outcome}`,
       move.reason ? element("span", { text: `: ${move.reason}`, className: "muted" }) : "",
     ],
   }));
-  if (!ended.length && !moving.children.length) ended.push(element("li", { text: "Nothing moves, and nothing has moved here yet.", className: "muted" }));
-  moved.replaceChildren(...ended);
+  if (!ended.length && !exchanges.length && !moving.children.length) ended.push(element("li", { text: "Nothing moves, and nothing has moved here yet.", className: "muted" }));
+  moved.replaceChildren(...exchanges, ...ended);
+}
+
+/** Why experts move: what an exchange saves, and what it costs. */
+function exchangeLine(exchange) {
+  const partner = exchange.partner ? `with ${exchange.partner}` : "alone";
+  const costs = exchange.cost_bytes ? `, ${size(exchange.cost_bytes)} to move in ${duration(exchange.cost_s)}` : "";
+  return element("li", { children: [
+    element("time", { text: ago(Math.max(0, Date.now() / 1000 - exchange.at_s)) }),
+    `plan ${exchange.plan_version} ${partner}: ${exchange.adds.length} experts more, ${exchange.drops.length} less here`,
+    element("span", {
+      text: `, saves ${Number(exchange.gain_ms_per_token.toPrecision(3))} ms a token${costs}`, className: "muted",
+    }),
+  ] });
+}
+
+/** Whether all see the same, and by which rule experts stand where they do. */
+export function showAgreement(line, status) {
+  const words = [];
+  if (status.placement) {
+    words.push(status.placement.rule === "exchange"
+      ? `placed by use (plan ${status.placement.plan_version}${status.placement.quiet ? ", nothing left to gain" : ""})`
+      : "placed by the guardian rule until there is demand");
+  }
+  if (status.agreement) {
+    words.push(status.agreement.equal ? "all nodes agree who holds what" : `${status.agreement.differ.join(", ")} last told of other holders`);
+  }
+  if (!status.secured) words.push("connections are not encrypted (--insecure)");
+  const text = words.join("; ");
+  if (line.textContent !== text) line.textContent = text;
 }

@@ -28,7 +28,6 @@ class Mesh:
         self.now, self.count = 0.0, itertools.count()
         self.mail, self.views, self.planners, self.told = [], {}, {}, {}
         self.settled, self.changes = {}, []
-        self.hidden = set()
         for name in world.nodes:
             self.start(name)
 
@@ -110,8 +109,7 @@ class Mesh:
 
     def seen_by(self, name):
         world = self.world
-        shown = {node for node in self.views if (name, node) not in self.hidden}
-        places = [i for i, node in enumerate(world.nodes) if node in shown]
+        places = [i for i, node in enumerate(world.nodes) if node in self.views]
         grid = np.ix_(places, places)
         row_s = np.array([spec.row_s for spec in world.specs])
         times = Times(
@@ -121,7 +119,7 @@ class Mesh:
             row_s[places],
             world.near[grid],
         )
-        return Seen({node: self.views[node] for node in shown - {name}}, times)
+        return Seen({node: view for node, view in self.views.items() if node != name}, times)
 
     # -- what came of it ------------------------------------------------------------
 
