@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import click
+import httpx
 import psutil
 import trio
 from rich.console import Console
@@ -29,7 +30,7 @@ PROMPTS = ("The server process", "def read(", "#include <", "lantern, noun:", "1
 ALONE = "alone"
 SETTLE_S_MAX = 180.0
 WARM_S = 60.0
-"""Memory and descriptors are compared with those after so long: caches and pools have filled by then."""
+"""Memory and descriptors are compared with those after a process has served for so long: its caches have filled."""
 
 MEMORY_GROWTH_MAX = 1.5
 DESCRIPTOR_GROWTH_MAX = 64
@@ -125,7 +126,7 @@ async def _run(
             warm: dict[str, tuple[int, int, int]] = {}
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(load.run, clients)
-                nursery.start_soon(_measure_later, nodes, warm)
+                nursery.start_soon(_watch_memory, nodes, warm)
                 await faults.run(plan)
                 await trio.sleep(max(0.0, findings.duration_s - now_s()))
                 nursery.cancel_scope.cancel()
@@ -149,9 +150,20 @@ async def _tokens_alone(mesh: LocalMesh, tokens: int, own: list[str]) -> dict[st
     return expected
 
 
-async def _measure_later(nodes: dict[str, LocalNode], into: dict[str, tuple[int, int, int]]) -> None:
-    await trio.sleep(WARM_S)
-    into.update(_measure(nodes))
+async def _watch_memory(nodes: dict[str, LocalNode], warm: dict[str, tuple[int, int, int]]) -> None:
+    """Measure every process once it has served for `WARM_S`; a restarted node is measured anew."""
+    serving_since_s: dict[int, float] = {}
+    while True:
+        for name, node in nodes.items():
+            if node.exit_code is not None or warm.get(name, (0, 0, 0))[0] == node.pid:
+                continue
+            with trio.move_on_after(2.0), suppress(httpx.HTTPError):
+                status = await node.status()
+                if status["serving"]["ready"]:
+                    since_s = serving_since_s.setdefault(node.pid, trio.current_time())
+                    if trio.current_time() - since_s >= WARM_S:
+                        warm.update(_measure({name: node}))
+        await trio.sleep(2.0)
 
 
 def _measure(nodes: dict[str, LocalNode]) -> dict[str, tuple[int, int, int]]:
