@@ -62,11 +62,12 @@ class Mesh:
         return trusted or others
 
     def call_time_s(self, peer: NodeId, payload_bytes: int) -> float:
-        """Round trip plus bytes over bandwidth plus the queue that the peer last told of."""
+        """Round trip, bytes over bandwidth, and what the peer last told of its queue and of computing an expert."""
         rate = self.rates.bytes_per_s(peer) or RATE_UNKNOWN_BYTES_PER_S
         node = self.view.nodes.get(peer)
-        queue_s = node.load.queue_us / 1e6 if node is not None and node.load is not None else 0.0
-        return self.rtt_s(peer) + payload_bytes / rate + queue_s
+        queue_us = node.load.queue_us if node is not None and node.load is not None else 0
+        call_us = node.info.expert_call_us if node is not None and node.info is not None else 0
+        return self.rtt_s(peer) + payload_bytes / rate + (queue_us + call_us) / 1e6
 
     def rtt_s(self, peer: NodeId) -> float:
         """Median round trip as measured by probes."""

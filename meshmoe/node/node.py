@@ -38,6 +38,7 @@ from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.node.custody_driver import CustodyDriver, now_s
 from meshmoe.node.custody_file import CustodyFile
 from meshmoe.node.expert_client import cut
+from meshmoe.node.expert_times import ExpertTimes, measure_experts
 from meshmoe.node.history import HistorySample
 from meshmoe.node.joining import Doorkeeper
 from meshmoe.node.link_news import LinkNews
@@ -110,6 +111,7 @@ class Node:
         self.coverage: tuple[CoverageKey, CoverageStatus] | None = None
         """Kept for the next status: see `meshmoe.node.reporting_mesh.coverage_status`."""
         self._link_news: LinkNews | None = None
+        self.expert_times: ExpertTimes | None = None
         self._rng = Random(settings.seed)
         self.security: Security | None = None
         self._impaired: ImpairedTransport | None = None
@@ -163,6 +165,7 @@ class Node:
                 nursery.start_soon(parts.custody.run)
                 nursery.start_soon(self.serving.keep_history)
                 nursery.start_soon(parts.placement.run)
+                nursery.start_soon(self._measure_experts, parts, engine)
                 nursery.start_soon(self._greet_again, parts, self.model_source.manifest.model_digest)
                 await self._stop.wait()
                 await self.before_stop()  # clients of open streams are told before the engine goes away under them
@@ -352,15 +355,29 @@ class Node:
             model_digest=model.manifest.model_digest if model else None,
             capacity_bytes=pool.capacity_bytes if pool is not None else 0,
             stores_model=model.whole if model else False,
+            expert_call_us=round(1e6 * self.expert_times.call_s) if self.expert_times is not None else 0,
+            expert_rows_per_s=round(1 / max(1e-9, self.expert_times.row_s)) if self.expert_times is not None else 0,
         )
         if pool is None or engine is None:
             parts.gossip.publish(info)
             return
         queue = engine.stats().peer_calls
+        queue_us = round(queue * 1e6 * self.expert_times.call_s) if self.expert_times is not None else 0
         links = self._link_news.of(parts.membership.present()) if self._link_news is not None else None
-        load = Load(pool.free_bytes, pool.used_bytes, queue_calls=queue)
+        load = Load(pool.free_bytes, pool.used_bytes, queue_calls=queue, queue_us=queue_us)
         parts.gossip.publish(info, load, *([links] if links is not None else []))
         parts.gossip.publish_holdings(pool.experts())
+
+    async def _measure_experts(self, parts: Parts, engine: Engine) -> None:
+        """Once, as soon as there is an expert."""
+        while not engine.pool.experts():
+            await parts.mesh.wait_changed()
+        try:
+            self.expert_times = await measure_experts(engine)
+        except MeshmoeError as error:  # it was dropped meanwhile, or the box is busy: peers reckon without
+            logger.info("the time of an expert was not measured: %s", error)
+        else:
+            parts.placement.measured(self.expert_times)
 
     async def _publish_regularly(self) -> None:
         while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,8 @@ from meshmoe.core.endpoints import Lane
 from meshmoe.core.ids import NodeId
 from meshmoe.core.links import LinkShape
 from meshmoe.engine.routing_log import Routed
-from meshmoe.gossip import Link, Links, NodeView
+from meshmoe.gossip import NodeView
+from meshmoe.node.expert_times import ExpertTimes
 from meshmoe.node.gossip_driver import GossipDriver
 from meshmoe.node.mesh import RATE_UNKNOWN_BYTES_PER_S, RTT_UNKNOWN_S, Mesh
 from meshmoe.node.messenger import Messenger
@@ -44,9 +45,6 @@ OBSERVE_S = 1.0
 
 VIEW_S = 0.25
 """How often the planner hears of a changing view at most."""
-
-LINKS_S = 5.0
-"""How often links are told at most."""
 
 TOKENS_MIN = 64
 """Demand of fewer tokens than this says nothing yet."""
@@ -73,7 +71,6 @@ class PlacementDriver:
         self._woken = trio.Event()
         self._planner: Planner | None = None
         self._demand_told = np.zeros((0, 0))
-        self._links_told: tuple[float, Links] = (-np.inf, Links([]))
         self.exchanges: deque[ExchangeStatus] = deque(maxlen=EXCHANGES_KEPT)
         self.on_settled: Callable[[Settled], None] = lambda _: None
         self.take_routed: Callable[[], list[Routed]] = list
@@ -97,6 +94,12 @@ class PlacementDriver:
         self._expert_bytes, self._row_s = expert_bytes, row_s
         self._news = DemandNews(*expert_bytes.shape)
         self._demand_told = np.zeros(expert_bytes.shape)
+
+    def measured(self, times: ExpertTimes) -> None:
+        """Reckon with what was measured of this node, if it is not too late: a plan that is begun keeps its prices."""
+        assert self._planner is not None
+        self._row_s = times.row_s
+        self._planner.measured(expert_s=times.expert_s, row_s=times.row_s)
 
     @property
     def awake(self) -> bool:
@@ -143,7 +146,7 @@ class PlacementDriver:
     # -- what goes in ------------------------------------------------------------
 
     async def _observe(self) -> None:
-        """Take in demand; tell it, and the links, to the mesh; let the planner know when demand has changed."""
+        """Take in demand; tell it to the mesh; let the planner know when it has changed."""
         while True:
             await trio.sleep(OBSERVE_S)
             for routed in self.take_routed():
@@ -158,22 +161,6 @@ class PlacementDriver:
                 if drift(self._demand_told, demand) > DRIFT_MIN:
                     self._demand_told = demand
                     self._feed(OwnTrace(trace))
-            self._tell_links()
-
-    def _tell_links(self) -> None:
-        peers = sorted(self._mesh.serving())
-        links = Links(
-            [
-                Link(peer, round(1e6 * self._mesh.rtt_s(peer)), round(self._rate(peer) or 0))
-                for peer in peers[:256]
-                if self._mesh.rtt_s(peer) != RTT_UNKNOWN_S
-            ]
-        )
-        told_s, told = self._links_told
-        now = time.monotonic()
-        if now - told_s >= LINKS_S and _differ(told.links, links.links):
-            self._links_told = now, links
-            self._gossip.publish(links)
 
     async def _follow_view(self) -> None:
         seen = -1
@@ -258,16 +245,3 @@ class PlacementDriver:
 
 def _serves(view: NodeView) -> bool:
     return view.info is not None and view.info.state == "serving" and view.info.capacity_bytes > 0
-
-
-def _differ(before: Iterable[Link], after: Iterable[Link]) -> bool:
-    """Whether links have changed by so much that others should hear of it."""
-    old, new = {link.peer: link for link in before}, {link.peer: link for link in after}
-    return old.keys() != new.keys() or any(
-        abs(one - two) > 0.2 * max(one, two)
-        for peer, link in new.items()
-        for one, two in (
-            (link.rtt_us, old[peer].rtt_us),
-            (link.rate_bytes_per_s, old[peer].rate_bytes_per_s),
-        )
-    )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Planner:
             now: Monotonic seconds.
         """
         self._config, self._node, self._shape, self._rng = config, node, shape, rng
-        self._spec = NodeSpec(self._usable(spec.capacity_bytes), spec.call_s, spec.queue_s, spec.expert_s, spec.row_s)
+        self._spec = replace(spec, capacity_bytes=self._usable(spec.capacity_bytes))
         self._first_id = first_id
         self._trace = Trace(no_steps(shape.layers), no_steps(shape.layers))
         self._reader, self._news = PlanReader(shape), PlanNews()
@@ -84,6 +85,10 @@ class Planner:
         """When the plans first became other than what weights follow."""
         self._followed: tuple[tuple[NodeId, int], ...] = ()
         self.machine: ExchangeMachine | None = None
+
+    def measured(self, *, expert_s: float, row_s: float) -> None:
+        """Set what this node takes to compute an expert; of no effect once it is awake."""
+        self._spec = replace(self._spec, expert_s=expert_s, row_s=row_s)
 
     @property
     def awake(self) -> bool:

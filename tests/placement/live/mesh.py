@@ -28,6 +28,7 @@ class Mesh:
         self.now, self.count = 0.0, itertools.count()
         self.mail, self.views, self.planners, self.told = [], {}, {}, {}
         self.settled, self.changes = {}, []
+        self.hidden = set()
         for name in world.nodes:
             self.start(name)
 
@@ -109,7 +110,8 @@ class Mesh:
 
     def seen_by(self, name):
         world = self.world
-        places = [i for i, node in enumerate(world.nodes) if node in self.views]
+        shown = {node for node in self.views if (name, node) not in self.hidden}
+        places = [i for i, node in enumerate(world.nodes) if node in shown]
         grid = np.ix_(places, places)
         row_s = np.array([spec.row_s for spec in world.specs])
         times = Times(
@@ -119,7 +121,7 @@ class Mesh:
             row_s[places],
             world.near[grid],
         )
-        return Seen({node: view for node, view in self.views.items() if node != name}, times)
+        return Seen({node: self.views[node] for node in shown - {name}}, times)
 
     # -- what came of it ------------------------------------------------------------
 
