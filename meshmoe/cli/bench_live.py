@@ -27,6 +27,7 @@ from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.node.data_files import read_data_file
 from meshmoe.node.placement_driver import CALL_S
+from meshmoe.node.preparing import prepare
 from meshmoe.placement.world import ModelShape, graph_of
 
 LOOK_S = 1.0
@@ -131,7 +132,9 @@ async def _live(
     own = ("--model", str(model)) if model is not None else ()
     with tempfile.TemporaryDirectory(prefix="meshmoe-", ignore_cleanup_errors=True) as directory:
         async with open_local_mesh(Path(directory)) as mesh:
-            await mesh.start_topology(topology, topology_name, flags, own)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(prepare)
+                await mesh.start_topology(topology, topology_name, flags, own)
             domains = {name: node.domain or "" for name, node in topology.nodes.items()}
             run = _Run(mesh, topology, max_tokens, trio.current_time(), domains)
             phases = []

@@ -25,8 +25,9 @@ from meshmoe.core.ids import NodeId
 from meshmoe.core.links import LinkShape
 from meshmoe.core.units import format_duration, format_rate
 from meshmoe.node.data_files import read_data_file
+from meshmoe.node.preparing import prepare
 
-ADAPT_S_MAX = 75.0
+ADAPT_S_MAX = 90.0
 """How long the demo waits for experts to move to where they are used."""
 
 CALM_LOOKS = 3
@@ -99,7 +100,9 @@ async def _demo(
         async with open_local_mesh(Path(directory)) as mesh:
             started = trio.current_time()
             with console.status("starting the nodes ..."):
-                await _start(mesh, topology, topology_name, model)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(prepare)  # else nodes do it at their first decision
+                    await _start(mesh, topology, topology_name, model)
             console.print(f"{len(topology.nodes)} nodes serve after {trio.current_time() - started:.0f} s")
             names = list(topology.nodes)
             first = mesh.nodes[names[0]]

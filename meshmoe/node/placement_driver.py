@@ -24,6 +24,7 @@ from meshmoe.node.expert_times import ExpertTimes
 from meshmoe.node.gossip_driver import GossipDriver
 from meshmoe.node.mesh import RATE_UNKNOWN_BYTES_PER_S, RTT_UNKNOWN_S, Mesh
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.preparing import prepare
 from meshmoe.node.status import ExchangeStatus
 from meshmoe.placement import exchange
 from meshmoe.placement.exchange import EXCHANGE_MESSAGES, Heard, OwnTrace, PlanChanged, SendTo, Wake
@@ -116,6 +117,7 @@ class PlacementDriver:
     async def _work(self) -> None:
         planner, limiter = self._planner, trio.CapacityLimiter(1)
         assert planner is not None
+        planner.may_wake = False
         while True:
             if not self._inbox:
                 self._woken = trio.Event()
@@ -127,6 +129,10 @@ class PlacementDriver:
             self.thought_s = max(self.thought_s, time.monotonic() - started_s)
             if planner.machine is not None:
                 self.quiet, self.plan_version = planner.machine.quiet, planner.machine.plan.version
+            if planner.wants_to_wake and not planner.may_wake:
+                await prepare()
+                planner.may_wake = True
+                self._feed(Wake())
             for effect in effects:
                 match effect:
                     case SendTo(peer=peer, message=message):

@@ -85,6 +85,10 @@ class Planner:
         """When the plans first became other than what weights follow."""
         self._followed: tuple[tuple[NodeId, int], ...] = ()
         self.machine: ExchangeMachine | None = None
+        self.may_wake = True
+        """Whether the runtime is prepared for decisions."""
+        self.wants_to_wake = False
+        """Whether it should prepare for them now."""
 
     def measured(self, *, expert_s: float, row_s: float) -> None:
         """Set what this node takes to compute an expert; of no effect once it is awake."""
@@ -121,7 +125,8 @@ class Planner:
             case Heard() | Wake():
                 pass
         if self.machine is None:
-            if not self._should_wake():
+            self.wants_to_wake = self._should_wake()
+            if not self.wants_to_wake or not self.may_wake:
                 return []
             self._wake(now)
         machine = self.machine

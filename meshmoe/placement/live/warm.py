@@ -1,0 +1,39 @@
+"""Has the compiled parts of placement ready before the first decision: compiling takes many seconds, once a machine.
+
+``python -m meshmoe.placement.live.warm`` does it in a process of its own, so that a serving one is not slowed down.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+
+from meshmoe.core.ids import NodeId
+from meshmoe.placement.policies.negotiated import Negotiated
+from meshmoe.placement.trace import Trace, decode_steps, prefill_steps
+from meshmoe.placement.world import ModelShape, NodeSpec, build_world
+
+
+def warm_up() -> None:
+    """Decide something tiny. Later calls find the compiled code in numba's cache."""
+    rng = np.random.default_rng(0)
+    one, two = NodeId("a"), NodeId("b")
+    graph: nx.Graph[NodeId] = nx.Graph()
+    graph.add_edge(one, two, rtt_s=1e-3, rate_bytes_per_s=1e7)
+    traces = []
+    for _ in range(2):
+        sets = rng.integers(0, 4, (16, 2, 2))
+        traces.append(Trace(decode_steps(sets, 1.0), prefill_steps([sets], 1.0, 4)))
+    specs = {node: NodeSpec(5000, call_s=1e-4) for node in (one, two)}
+    Negotiated().place(build_world(ModelShape(np.full((2, 4), 1000), 64), graph, specs, traces))
+
+
+if __name__ == "__main__":
+    os.nice(10)
+    with Path(__file__).open("rb") as source:
+        fcntl.flock(source, fcntl.LOCK_EX)  # several nodes of one box: one compiles, the others find it done
+        warm_up()
