@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from meshmoe.bench.paper import Outcome
 from meshmoe.bench.placement import Gap, Score
 
 OURS = "meshmoe"
@@ -76,6 +77,21 @@ def gap_table(gaps: Sequence[Gap]) -> str:
         for gap in gaps
     ]
     return table(["redundancy", "case", "policy", "cost / best found", "cost / bound", "proven optimal"], rows)
+
+
+def paper_table(outcomes: Iterable[Outcome]) -> str:
+    """Seconds a request: mean / 99th percentile / mean to the first token, by setting and policy."""
+    groups: dict[tuple[str, str, str, str, str], list[Outcome]] = defaultdict(list)
+    for one in outcomes:
+        evenness = f"{one.evenness:g}" if one.evenness else "recorded"
+        setting = (one.model, str(one.servers), f"{one.mbit_per_s}", evenness, f"{one.arrival_s:g} s")
+        groups[setting].append(one)
+    policies = list(dict.fromkeys(one.policy for members in groups.values() for one in members))
+    rows = [
+        [*setting, *(f"{one.mean_s:.2f} / {one.p99_s:.2f} / {one.first_mean_s:.2f}" for one in members)]
+        for setting, members in groups.items()
+    ]
+    return table(["model", "servers", "Mbit/s", "evenness", "arrivals", *policies], rows)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

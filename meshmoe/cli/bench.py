@@ -7,10 +7,10 @@ import sys
 import click
 import msgspec
 
-from meshmoe.bench.paper import run_paper
+from meshmoe.bench.paper import run_paper, run_sweep
 from meshmoe.bench.placement import Gap, Score, compare, gap_to_optimum
 from meshmoe.bench.recorded import load_recorded
-from meshmoe.bench.tables import gap_table, score_tables, table, verdicts
+from meshmoe.bench.tables import gap_table, paper_table, score_tables, verdicts
 from meshmoe.cli.bench_engine import calls, cuda, decode, kernels, make_model
 from meshmoe.cli.bench_live import live
 from meshmoe.cli.bench_serving import mesh, prefill, serve
@@ -60,15 +60,11 @@ for command in (live, kernels, decode, calls, prefill, serve, mesh, watchers, cu
 @bench.command()
 @click.option("--requests", default=15, show_default=True, type=click.IntRange(1), help="To each server.")
 @click.option("--json", "as_json", is_flag=True, help="All numbers, for programs.")
-def paper(requests: int, as_json: bool) -> None:
+@click.option("--sweep", is_flag=True, help="Other links, more servers, recorded tasks, instead of the paper's own.")
+def paper(requests: int, as_json: bool, sweep: bool) -> None:
     """Simulate the setting of DanceMoE's experiment, as far as it is known."""
-    outcomes = list(run_paper(requests))
+    outcomes = list(run_sweep(requests) if sweep else run_paper(requests))
     if as_json:
         sys.stdout.write(msgspec.json.encode(outcomes).decode() + "\n")
-        return
-    rows = [
-        [o.model, f"{o.evenness:g}", f"{o.arrival_s:g} s", o.policy]
-        + [f"{seconds:.2f}" for seconds in (o.mean_s, o.p99_s, o.first_mean_s)]
-        for o in outcomes
-    ]
-    click.echo(table(["model", "evenness", "arrivals", "policy", "mean s", "p99 s", "mean s to first token"], rows))
+    else:
+        click.echo(paper_table(outcomes))

@@ -12,8 +12,10 @@ import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, settle
 from meshmoe.placement.copies import better_copies
+from meshmoe.placement.cost import mesh_cost
 from meshmoe.placement.lots import Outlook, Side, apply
 from meshmoe.placement.policies.base import demands, layer_bytes
+from meshmoe.placement.policies.dancemoe import DanceMoE
 from meshmoe.placement.seed import guardian_owners
 from meshmoe.placement.sketch import shortened
 from meshmoe.placement.table import tabulate
@@ -45,17 +47,26 @@ class Negotiation:
 class Negotiated:
     """meshmoe."""
 
-    name = "meshmoe"
-
-    def __init__(self, *, neighbours_only: bool = False, horizon_s: float = 3600.0, gain_min: float = 1e-3) -> None:
+    def __init__(
+        self,
+        *,
+        by_demand: bool = False,
+        neighbours_only: bool = False,
+        horizon_s: float = 3600.0,
+        gain_min: float = 1e-3,
+    ) -> None:
         """Choose the rules.
 
         Args:
+            by_demand: Begin with what DanceMoE would place if all nodes together find that cheaper than the guardians
+                with each node's own copies. The running node always begins with guardians.
             neighbours_only: Bargain over direct links only.
             horizon_s: Over which a move must repay its bytes.
             gain_min: Hysteresis: the least gain of an exchange, as a share of the two ends' cost.
         """
         self._near, self._horizon_s, self._gain_min = neighbours_only, horizon_s, gain_min
+        self._by_demand = by_demand
+        self.name = "meshmoe, seed by demand" if by_demand else "meshmoe"
 
     def place(self, world: World) -> Holders:
         """Negotiate from the guardians."""
@@ -72,9 +83,9 @@ class Negotiated:
         if start is None:
             owner = guardian_owners(world.shape, world.nodes, world.capacity_bytes)
             start = np.stack([owner == node for node in nodes]), owner
-        table = _Table(world, start, self._horizon_s, self._gain_min)
-        for node in nodes:
-            table.refill(node)
+            if self._by_demand:
+                start = self._cheaper(world, start)
+        table = self._begin(world, start)
         exchanges, rounds = 0, 0
         quiet: set[tuple[int, int]] = set()
         for rounds in range(1, ROUNDS_MAX + 1):
@@ -93,6 +104,18 @@ class Negotiated:
             if not changed:
                 break
         return Negotiation(table.outlook.holders, table.outlook.owner, rounds, exchanges, table.moves)
+
+    def _begin(self, world: World, start: tuple[Holders, Ints]) -> _Table:
+        table = _Table(world, start, self._horizon_s, self._gain_min)
+        for node in range(len(world.nodes)):
+            table.refill(node)
+        return table
+
+    def _cheaper(self, world: World, guardians: tuple[Holders, Ints]) -> tuple[Holders, Ints]:
+        popular = DanceMoE().place(world)
+        owner = np.where(popular, demands(world), -1.0).argmax(axis=0)
+        starts = [guardians, (popular, np.where(world.shape.exists, owner, -1))]
+        return min(starts, key=lambda start: mesh_cost(world, self._begin(world, start).outlook.holders))
 
     def _pairs(self, world: World, number: int) -> list[tuple[int, int]]:
         count = len(world.nodes)
