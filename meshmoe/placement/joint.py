@@ -30,6 +30,12 @@ LAYERS_MAX = 4
 DENSITIES = (24, 64, 128, 256)
 """Of 256 experts of such a layer so many are given to both: few polish what is there, all are a new beginning."""
 
+NOTHING = -3
+_KEEPERS = np.array(
+    [[2, -3, -3, -3], [0, -3, -3, -3], [2, 2, -3, -3], [0, 2, -3, -3], [0, 1, -3, -3]],
+)
+"""Of the layers that are taken up: which end gets each for good, or 2 for neither."""
+
 WIDE = 24
 """Steps that call more experts, prompts, pay for bytes and wait whatever is held: only their bytes are looked at."""
 
@@ -116,13 +122,15 @@ def _choices(turns: int, layers: int, rng: np.random.Generator) -> Ints:
         ``[turns, LAYERS_MAX + 1]``: ``layer * 3 + keeper``, where the keeper is the end that gets it for good, or 2 for
         neither; negative for nothing. Last, how many of 256 experts.
     """
-    choices = np.full((turns, LAYERS_MAX + 1), -3)
-    choices[:, -1] = rng.choice(DENSITIES, turns)
-    for turn in range(turns):
-        end = int(rng.integers(2))
-        shapes = [[2], [end], [2, 2], [end, 2], [end, 1 - end], rng.integers(0, 3, rng.integers(2, LAYERS_MAX + 1))]
-        keepers = np.array(shapes[int(rng.integers(len(shapes)))])[:layers]
-        choices[turn, : len(keepers)] = rng.permutation(layers)[: len(keepers)] * 3 + keepers
+    some = rng.random((turns, max(layers, LAYERS_MAX))).argsort(axis=1)[:, :LAYERS_MAX]
+    kind, end = rng.integers(0, len(_KEEPERS) + 1, turns), rng.integers(0, 2, (turns, 1))
+    keepers = _KEEPERS[np.minimum(kind, len(_KEEPERS) - 1)]
+    keepers = np.where((keepers == 0) | (keepers == 1), keepers ^ end, keepers)
+    mixed = np.where(np.arange(LAYERS_MAX) < rng.integers(2, LAYERS_MAX + 1, (turns, 1)), 0, NOTHING)
+    mixed = np.where(mixed == 0, rng.integers(0, 3, mixed.shape), NOTHING)
+    keepers = np.where(kind[:, None] == len(_KEEPERS), mixed, keepers)
+    taken = np.where((some < layers) & (keepers != NOTHING), some * 3 + keepers, NOTHING)
+    choices: Ints = np.column_stack([taken, rng.choice(DENSITIES, turns)])
     return choices
 
 
@@ -170,6 +178,7 @@ def _search(
     stale = np.ones(2 * layers, np.bool_)
     left = room.copy()
     cost = np.zeros(1)
+    log, flips = np.empty(16 * half + 16, np.int64), np.zeros(1, np.int64)
 
     for step in range(len(rates)):
         wait = 0.0
@@ -210,6 +219,8 @@ def _search(
                 if (other == one and comes) or (other != one and held[other]):
                     without = max(compute_then - local_s[slot], max(wait_then, remote_s[slot]))
                     losses[other] += rate * (without - after + wire_s[slot])
+        log[flips[0]] = one
+        flips[0] += 1
         held[one] = comes
         if not comes:
             losses[one] = 0.0
@@ -225,14 +236,14 @@ def _search(
         left[end] = room[end]
     best, best_cost = held.copy(), cost[0]
     now, now_cost = held.copy(), cost[0]
-    touched = np.empty(2 * half, np.int64)
     for turn in range(len(turns)):
         kept[:] = False
+        flips[0] = 0
         density = turns[turn, -1]
         for number in range(turns.shape[1] - 1):
-            layer, keeper = turns[turn, number] // 3, turns[turn, number] % 3
-            if layer < 0:
+            if turns[turn, number] < 0:
                 continue
+            layer, keeper = turns[turn, number] // 3, turns[turn, number] % 3
             for end in range(2):
                 if end == keeper:
                     kept[end * layers + layer] = True
@@ -240,7 +251,6 @@ def _search(
                     picked = (one % half * 2654435761 + turn * 97003) // 256 % 256 < density
                     if picked and not held[one] and sizes[one] > 0:
                         flip(one)
-        stale[:] = True
         patience = 4 * experts
         while left[0] < 0 or left[1] < 0:
             gone, least = -1, np.inf
@@ -277,16 +287,13 @@ def _search(
         heat = hot * now_cost * (1 - (turn + 1) / len(turns))
         if left[0] >= 0 and left[1] >= 0 and cost[0] < now_cost + heat:
             now_cost = cost[0]
-            now[:] = held
+            for number in range(flips[0]):
+                now[log[number]] = held[log[number]]
             if now_cost < best_cost - 1e-9 * abs(best_cost):
                 best_cost = now_cost
                 best[:] = held
         else:
-            count = 0
-            for one in range(2 * half):
-                if held[one] != now[one]:
-                    touched[count] = one
-                    count += 1
-            for number in range(count):
-                flip(touched[number])
+            for number in range(flips[0]):
+                if held[log[number]] != now[log[number]]:
+                    flip(log[number])
     return best

@@ -33,8 +33,8 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Experts in a lot; the whole of what there is comes on top."""
 
 
-TURNS = 300
-"""Of the search for a division."""
+WORK = 400_000
+"""Of the search for a division, in turns times experts; but at least 100 turns, and 600 at most."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ class Side:
                 (self.other, self.me, partner, room_bytes[1]),
             )
         ]
-        found = best_division((seats[0], seats[1]), shape, pair, TURNS, seed)
+        turns = min(600, max(100, WORK // (2 * shape.layers * shape.experts)))
+        found = best_division((seats[0], seats[1]), shape, pair, turns, seed)
         return [lot for layer in range(shape.layers) for lot in self._towards(layer, found[0][layer], found[1][layer])]
 
     def _towards(self, layer: int, one: Mask, two: Mask) -> Iterator[Lot]:

@@ -7,9 +7,12 @@ takes to propose once.
 
 import sys
 import time
+from collections import defaultdict
+
+import numpy as np
 
 from meshmoe.placement.cost import mesh_cost
-from meshmoe.placement.exchange import ExchangeConfig, ExchangeProposal, Wake
+from meshmoe.placement.exchange import ExchangeConfig, ExchangeProposal, Heard, SendTo, Wake
 from meshmoe.placement.policies import Uniform
 from tests.placement.exchange.mesh import Mesh
 from tests.placement.worlds import small_world
@@ -46,22 +49,37 @@ def settle(nodes, seed=0, limit_s=600.0):
         mesh.demand_changed(traces)
 
 
-def decide(nodes=64, layers=48, experts=128):
-    """CPU time of one proposal in a large mesh."""
+def decide(nodes=64, layers=48, experts=128, some=12):
+    """CPU time of each thought in a large mesh: means over a few pairs (clocks are coarse), after one that compiles."""
     world = small_world(0, nodes=nodes, layers=layers, experts=experts, top_k=8, tokens=64, redundancy=1.3)
     mesh = Mesh(world, 0)
-    machine = next(iter(mesh.machines.values()))
-    times = []
-    for turn in range(2):  # the first chooses copies, the second proposes
+    times = defaultdict(list)
+
+    def think(what, name, event):
         started = time.process_time()
-        machine.handle(Wake(), 100.0 * (turn + 1))
-        times.append(time.process_time() - started)
-    print(f"{nodes} nodes, {layers * experts} experts: {', '.join(f'{t:.2f} s' for t in times)} a wake")
+        effects = mesh.machines[name].handle(event, 1e3 * len(times[what]) + mesh.now)
+        times[what].append(1e3 * (time.process_time() - started))
+        return [effect for effect in effects if isinstance(effect, SendTo)]
+
+    for name in world.nodes[: some + 1]:
+        mesh.now += 1e5
+        think("choose copies", name, Wake())
+        mesh.gossip()
+        for what in ("first proposal", "proposal with a sketch"):
+            mesh.now += 1e4
+            (proposal,) = think(what, name, Wake())
+            (answer,) = think(f"answer to {what}", proposal.peer, Heard(name, proposal.message))
+            for verdict in think(f"settle {what}", name, Heard(proposal.peer, answer.message)):
+                think("verdict", proposal.peer, Heard(name, verdict.message))
+            mesh.gossip()
+    print(f"\n{nodes} nodes, {layers * experts} experts; ms of CPU, mean of {some}")
+    for what, spent in times.items():
+        print(f"- {what}: {np.mean(spent[1:]):.0f}")
 
 
 if __name__ == "__main__":
     print("| nodes | | quiet | rounds | proposals a node | moves an expert | cost / uniform | CPU | one owner |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for count in [int(word) for word in sys.argv[1:]] or [3, 16]:
+    for count in [int(word) for word in sys.argv[1:] if int(word)] if sys.argv[1:] else [3, 16]:
         settle(count)
     decide()
