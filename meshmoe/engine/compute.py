@@ -56,6 +56,10 @@ class ComputeError(MeshmoeError):
     http_status = 503
 
 
+class CallAbandonedError(Exception):
+    """A job waits for a call that was abandoned."""
+
+
 class Call(Generic[T]):
     """A trio call that a job has sent out: it runs on the trio thread while the job goes on."""
 
@@ -71,6 +75,7 @@ class Call(Generic[T]):
             What the call returned.
 
         Raises:
+            CallAbandonedError: It was abandoned.
             Exception: Whatever the call raised.
             JobCancelled: The asking task was cancelled.
         """
@@ -80,7 +85,7 @@ class Call(Generic[T]):
         return self._outcome.unwrap()
 
     def abandon(self) -> None:
-        """Cancel the call if it still runs. For a job that fails before it waits."""
+        """Cancel the call if it still runs; on any thread."""
         if self._outcome is None:
             self._job.post(self._scope.cancel)
 
@@ -90,8 +95,39 @@ class Call(Generic[T]):
                 self._outcome = outcome.Value(await fn(*args))
             except Exception as error:
                 self._outcome = outcome.Error(error)
-            # Sent even when nobody waits yet: the job looks at the outcome first and ignores a late message.
+        if self._scope.cancelled_caught:
+            self._outcome = outcome.Error(CallAbandonedError())
+        # Sent even when nobody waits yet: the job looks at the outcome first and ignores a late message.
+        if self._outcome is not None:
             self._job._wake(self)
+
+
+class Bell:
+    """Wakes one job that waits for it; anyone may ring, on any thread. A ring that nobody waits for is kept."""
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._job: Job | None = None
+
+    def ring(self) -> None:
+        """Wake the job, or let it not wait the next time."""
+        self._rung = True
+        job = self._job
+        if job is not None:
+            job._wake(self)
+
+    def wait(self, job: Job) -> None:
+        """Park the job until the bell rings, or for no reason.
+
+        Raises:
+            JobCancelled: The asking task was cancelled.
+        """
+        self._job = job
+        try:
+            if not self._rung:
+                job._park(self)
+        finally:
+            self._rung, self._job = False, None
 
 
 class Job:
@@ -118,7 +154,7 @@ class Job:
         self._work: tuple[Callable[..., Any], tuple[Any, ...]] | None = (fn, args)
         self._nursery = nursery
         self._greenlet: greenlet.greenlet | None = None
-        self._waits_for: Call[Any] | None = None
+        self._waits_for: Call[Any] | Bell | None = None
 
     def checkpoint(self) -> None:
         """Let more urgent jobs go first, then go on.
@@ -155,13 +191,13 @@ class Job:
         if self.cancelled:
             raise JobCancelled
 
-    def _park(self, call: Call[Any]) -> None:
+    def _park(self, call: Call[Any] | Bell) -> None:
         self._raise_if_cancelled()
         self._waits_for = call
         self._thread._hub.switch()
         self._raise_if_cancelled()
 
-    def _wake(self, call: Call[Any]) -> None:
+    def _wake(self, call: Call[Any] | Bell) -> None:
         self._thread._inbox.put((self._thread._hub_wake, (self, call)))
 
     def _body(self) -> None:
@@ -328,7 +364,7 @@ class ComputeThread:
         else:
             self._hub_queue.push(job.priority, job)
 
-    def _hub_wake(self, job_and_call: tuple[Job, Call[Any]]) -> None:
+    def _hub_wake(self, job_and_call: tuple[Job, Call[Any] | Bell]) -> None:
         job, call = job_and_call
         if job._waits_for is call:
             job._waits_for = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import psutil
 import trio
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from meshmoe.engine.compute import ComputeThread, open_compute
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import CALL_ROWS_MAX, compute_rows
 from meshmoe.engine.events import EventStream
-from meshmoe.engine.generate import Generation
+from meshmoe.engine.generate import Generation, generate
 from meshmoe.engine.grammar import Grammars
 from meshmoe.engine.kernels.choice import is_plain
 from meshmoe.engine.model import MoeModel
@@ -29,12 +30,17 @@ from meshmoe.engine.request import GenerationEvent, GenerationRequest, Generatio
 from meshmoe.engine.sampling import check_params
 from meshmoe.engine.schedule import Priority
 from meshmoe.model.experts_modules import ExpertWeights
+from meshmoe.transport.service_nursery import open_service_nursery
 from meshmoe.wire.frames import HEADER_BYTES_MAX, PARCEL_BYTES_MAX
 
 if TYPE_CHECKING:
     from meshmoe.engine.lean.batch import LeanEngine
+    from meshmoe.engine.lean.scheduler import Scheduler
 
 _WINDOW_S = 10.0
+
+KV_CACHE_BYTES_MIN = 64 << 20
+"""The default is not less, however little memory is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class EngineLimits:
             waiting; a peer that is refused asks another holder.
         events_max: Events of a request that its consumer has not taken; at this many the request pauses.
         threads: torch's threads for one operation.
+        kv_cache_bytes: Room for all requests' keys and values on the lean path; None for `default_kv_cache_bytes`.
         stop_timeout_s: How long the compute thread may take to stop.
     """
 
@@ -56,6 +63,7 @@ class EngineLimits:
     peer_calls_max: int = 256
     events_max: int = 32
     threads: int = 1
+    kv_cache_bytes: int | None = None
     stop_timeout_s: float = 5.0
 
 
@@ -70,7 +78,8 @@ class EngineStats:
         tokens_written: Since the start.
         tokens_per_s: Tokens written a second, of all requests, over the last ten seconds or so.
         busy: Share of that time in which the compute thread computed, 0 to 1.
-        cache_bytes: Estimated size of all key-value caches.
+        cache_bytes: Size of all key-value caches; estimated on the generic path.
+        cache_capacity_bytes: Their budget; None on the generic path, which has none.
     """
 
     active: int
@@ -80,6 +89,7 @@ class EngineStats:
     tokens_per_s: float
     busy: float
     cache_bytes: int
+    cache_capacity_bytes: int | None
 
 
 class Engine:
@@ -99,12 +109,14 @@ class Engine:
         remote: RemoteExperts | None,
         limits: EngineLimits,
         compute: ComputeThread,
+        nursery: trio.Nursery,
     ) -> None:
         self.model = model
         self.pool = pool
         self.limits = limits
         self.counts = ActivationCounts.zeros([layer.n_experts for layer in model.layers])
         self._lean = _lean_engine(self, remote)
+        self._scheduler = _scheduler(self._lean, compute, nursery)
         self._remote = remote
         self._compute = compute
         self._admission = Admission(limits.active_max, limits.queue_max)
@@ -143,11 +155,9 @@ class Engine:
         arrived = perf_counter()
         async with self._admission.place():
             stats = GenerationStats(queue_s=perf_counter() - arrived)
-            stream = EventStream(self.limits.events_max)
-            generation = Generation(
-                self.model, self.pool, self._remote, self.counts, request, tokens_max, stream, self._lean, stats
-            )
-            generation.constraint = constraint
+            wake = None if self._scheduler is None else self._scheduler.look
+            stream = EventStream(self.limits.events_max, wake)
+            generation = Generation(self.model, request, tokens_max, stream, constraint, stats)
             failure: Exception | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drive, generation, nursery)
@@ -220,13 +230,23 @@ class Engine:
             tokens_written=written,
             tokens_per_s=(written - written_then) / took_s,
             busy=min(1.0, max(0.0, 1.0 - (idle_s - idle_then) / took_s)),
-            cache_bytes=sum(self.model.cache.bytes_for(g.context_tokens) for g in self._running),
+            cache_bytes=self._cache_bytes(),
+            cache_capacity_bytes=None if self._lean is None else self._lean.blocks.capacity_bytes,
         )
+
+    def _cache_bytes(self) -> int:
+        if self._lean is not None:
+            return self._lean.blocks.used_bytes
+        return sum(self.model.cache.bytes_for(g.context_tokens) for g in self._running)
 
     async def _drive(self, generation: Generation, nursery: trio.Nursery) -> None:
         self._running.append(generation)
         try:
-            await self._compute.run(Priority.PREFILL, generation.run, nursery=nursery)
+            if self._scheduler is not None:
+                await self._scheduler.serve(generation)
+            else:
+                arguments = (generation, self.pool, self._remote, self.counts)
+                await self._compute.run(Priority.PREFILL, generate, *arguments, nursery=nursery)
         except Exception as error:
             generation.stream.fail(error)
         else:
@@ -254,9 +274,21 @@ class Engine:
                 "made with another model's tokenizer?",
                 param="prompt",
             )
-        room = context - len(prompt)
+        room = min(context, self._context_room()) - len(prompt)
+        if room < 1:
+            raise RequestError(
+                f"this prompt has {len(prompt)} tokens; the node's key-value cache has room for "
+                f"{self._context_room()}, of which at least one is for the answer; shorten the prompt, or start the "
+                "node with a larger --kv-cache",
+                param="prompt",
+                code="context_length_exceeded",
+            )
         asked = request.sampling.max_tokens
         return room if asked is None else min(asked, room)
+
+    def _context_room(self) -> int:
+        """Tokens that a request has room for when it is alone."""
+        return self.model.context_length if self._lean is None else self._lean.tokens_max
 
     def _check_call(
         self, layer: int, rows_by_expert: Sequence[tuple[int, Sequence[int]]], hidden: Tensor
@@ -298,7 +330,23 @@ def _lean_engine(engine: Engine, remote: RemoteExperts | None) -> LeanEngine | N
     from meshmoe.engine.lean.batch import LeanEngine  # needs numba, which a model with a lean path has found
 
     sizes = [layer.n_experts for layer in engine.model.layers]
-    return LeanEngine(engine.model.lean, engine.pool, sizes, remote, engine.counts, 1 << 30)
+    asked = engine.limits.kv_cache_bytes
+    kv_bytes = default_kv_cache_bytes(engine.model, engine.limits.active_max) if asked is None else asked
+    return LeanEngine(engine.model.lean, engine.pool, sizes, remote, engine.counts, kv_bytes)
+
+
+def _scheduler(lean: LeanEngine | None, compute: ComputeThread, nursery: trio.Nursery) -> Scheduler | None:
+    if lean is None:
+        return None
+    from meshmoe.engine.lean.scheduler import Scheduler
+
+    return Scheduler(lean, compute, nursery)
+
+
+def default_kv_cache_bytes(model: MoeModel, active_max: int) -> int:
+    """Room for keys and values: what all requests could need at most, but no more than a quarter of the free memory."""
+    most = active_max * model.cache.bytes_for(model.context_length)
+    return min(most, max(KV_CACHE_BYTES_MIN, psutil.virtual_memory().available // 4))
 
 
 @asynccontextmanager
@@ -314,9 +362,12 @@ async def open_engine(
         limits: None for the defaults.
     """
     limits = limits or EngineLimits()
-    async with open_compute(
-        threads=limits.threads,
-        jobs_max=limits.active_max + limits.peer_calls_max,
-        stop_timeout_s=limits.stop_timeout_s,
-    ) as compute:
-        yield Engine(model, pool, remote, limits, compute)
+    async with (
+        open_compute(
+            threads=limits.threads,
+            jobs_max=limits.active_max + limits.peer_calls_max,
+            stop_timeout_s=limits.stop_timeout_s,
+        ) as compute,
+        open_service_nursery() as nursery,
+    ):
+        yield Engine(model, pool, remote, limits, compute, nursery)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import trio
 
 from meshmoe.engine.compute import Job
 from meshmoe.engine.request import GenerationEvent
 
+_NEARLY_FULL = 4
+
 
 class EventStream:
     """A bounded stream. A consumer that falls behind by ``events_max`` events pauses its own request, nothing else."""
 
-    def __init__(self, events_max: int) -> None:
+    def __init__(self, events_max: int, on_taken: Callable[[], None] | None = None) -> None:
+        """``on_taken`` is called when the consumer has taken an event from a stream that was nearly full."""
         self._events_max = events_max
+        self._on_taken = on_taken
         self._send, self._receive = trio.open_memory_channel[GenerationEvent](events_max)
         self._emitted = 0
         """Written by the compute thread only."""
@@ -22,10 +27,19 @@ class EventStream:
         """Written by the trio thread only; when the compute thread reads it late, it just waits needlessly."""
         self._failure: Exception | None = None
 
+    @property
+    def room(self) -> int:
+        """Events that can be put without waiting."""
+        return self._events_max - (self._emitted - self._taken)
+
+    def count(self, events: int) -> None:
+        """Announce events that will be `put`; on the compute thread, and only as many as there is room for."""
+        self._emitted += events
+
     def emit(self, job: Job, event: GenerationEvent) -> None:
         """Hand over an event; on the compute thread. Parks the job while the stream is full."""
-        if self._emitted - self._taken < self._events_max:
-            job.post(self._put, event)
+        if self.room > 0:
+            job.post(self.put, event)
         else:
             job.call(self._send.send, event).wait()
         self._emitted += 1
@@ -53,10 +67,14 @@ class EventStream:
                 raise failure from None
             finally:
                 del failure
+        was_full = self.room < _NEARLY_FULL
         self._taken += 1
+        if was_full and self._on_taken is not None:
+            self._on_taken()
         return event
 
-    def _put(self, event: GenerationEvent) -> None:
-        # There is room: emit counted. The consumer may have gone, and then nobody misses the event.
+    def put(self, event: GenerationEvent) -> None:
+        """Hand over an event that was counted; on the trio thread."""
+        # The consumer may have gone, and then nobody misses the event.
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             self._send.send_nowait(event)

@@ -81,6 +81,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     Attributes:
         prompt_tokens: Tokens read.
         completion_tokens: Tokens written.
+        shared_tokens: Of the prompt, tokens whose keys and values another text had left here.
         queue_s: Waiting for a place among the active requests.
         prefill_s: From then to the first token.
         decode_s: From the first token to the last.
@@ -100,6 +101,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    shared_tokens: int = 0
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0

@@ -37,7 +37,8 @@ def with_engine(test, *, pool=None, remote=None, **limits):
         with trio.fail_after(60):
             async with open_engine(edge()[1], pool or edge_pool(), remote, EngineLimits(**limits)) as engine:
                 await test(engine)
-                assert engine.stats().active == engine.stats().queued == engine._compute.live == 0
+                assert engine.stats().active == engine.stats().queued == 0
+                await until(lambda: engine._compute.live == 0)
 
     trio.run(main)
 
@@ -166,7 +167,7 @@ def test_leaving_early_ends_everything_at_once():
                 assert isinstance(event, TokenEvent)
                 break
         assert engine.stats().active == 0
-        assert engine._compute.live == 0
+        await until(lambda: engine._compute.live == 0)
         written = engine.stats().tokens_written
         await trio.sleep(0.05)
         assert engine.stats().tokens_written == written
@@ -220,7 +221,8 @@ def test_cancellation_at_random_points_leaves_nothing_behind(monkeypatch):
                     async with trio.open_nursery() as nursery:
                         for number in range(24):
                             nursery.start_soon(one, number)
-                assert engine.stats().active == engine.stats().queued == engine._compute.live == 0
+                assert engine.stats().active == engine.stats().queued == 0
+                await until(lambda: engine._compute.live == 0)
                 assert engine.stats().cache_bytes == 0
                 assert not engine._compute._hub_jobs
                 assert remote.running == 0
@@ -272,7 +274,7 @@ def test_a_slow_consumer_pauses_only_itself():
             generation = engine._running[0]
             other = await complete(engine, "def read(self", max_tokens=40, ignore_eos=True)
             assert len(other.ids) == 40
-            await until(lambda: generation.stats.completion_tokens >= 9)
+            await until(lambda: generation.stats.completion_tokens >= 8)
             await trio.sleep(0.1)
             assert generation.stats.completion_tokens <= 1 + 8 + 1
             taken = [await anext(slow) for _ in range(30)]
@@ -289,7 +291,7 @@ def test_errors_go_to_the_request_that_they_belong_to():
             self.inner = inner
 
         async def compute(self, call):
-            if call.layer == 4 and len(call.hidden) == 7:
+            if call.layer == 4 and len(call.hidden) >= 7:  # together with others, too
                 raise ExpertUnavailableError("expert 4/9 is gone")
             return await self.inner.compute(call)
 
@@ -315,7 +317,8 @@ def test_errors_go_to_the_request_that_they_belong_to():
             remote = Faulty(Scattered([peer]))
             async with open_engine(edge()[1], ExpertPool(1 << 30), remote) as engine:
                 await test(engine)
-                assert engine.stats().active == engine._compute.live == 0
+                assert engine.stats().active == 0
+                await until(lambda: engine._compute.live == 0)
 
     trio.run(main)
 

@@ -34,9 +34,10 @@ from torch import Tensor
 
 from meshmoe.core.errors import ExpertUnavailableError, PeerError
 from meshmoe.core.ids import ExpertId
-from meshmoe.engine.compute import Call, Job
+from meshmoe.engine.compute import Call, CallAbandonedError, Job
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.kernels.arithmetic import linear
+from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.blocks import BlockPool, Sequence
 from meshmoe.engine.lean.model import ROWS_MAX, SLICE_S, LeanModel, Workspace
 from meshmoe.engine.lean.resident import ResidentSnapshot, ResidentTable
@@ -93,6 +94,12 @@ class LeanEngine:
         self.counts = counts
         self.resident = ResidentTable(pool, experts_per_layer, model.plan.embedding.dtype)
 
+    @property
+    def tokens_max(self) -> int:
+        """Tokens of one text that there is room for when it is alone."""
+        # One block is for a copy, where a text goes on in the middle of a shared one.
+        return (self.blocks.capacity - 1) * BLOCK_TOKENS
+
     def sequence(self, long: bool = False) -> Sequence:
         """A text of which nothing has been read; ``long`` if it exceeds the model's switch (see `LeanPlan`)."""
         return Sequence(self.blocks, long)
@@ -102,11 +109,16 @@ class LeanEngine:
         return LeanBatch(self, job)
 
 
+class BatchAbandonedError(Exception):
+    """`LeanBatch.abandon` was called."""
+
+
 class LeanBatch:
     """See the module. Owns the working memory of one forward.
 
     Attributes:
         waited_s: Seconds for which the last forward had nothing to do but wait for peers.
+        abandoned: Whether `forward` should give up; whoever calls it takes this back first.
     """
 
     def __init__(self, engine: LeanEngine, job: Job) -> None:
@@ -119,6 +131,8 @@ class LeanBatch:
             [[layer.ctypes.data for layer in kind] for kind in (counts.decode, counts.prefill)], np.int64
         )
         self.waited_s = 0.0
+        self.abandoned = False
+        self._asked: Call[dict[int, Tensor]] | None = None
         self._rows: Rows[Row] = ()
         self._away: list[tuple[GenerationStats, int]] = []
 
@@ -135,6 +149,7 @@ class LeanBatch:
             NoBlocksError: There is no room for the keys and values.
             ExpertUnavailableError: An expert cannot be had.
             PeerError: The mesh answered something else than what was asked.
+            BatchAbandonedError: See `abandon`.
             JobCancelled: The job was cancelled.
         """
         assert 0 < len(rows) <= ROWS_MAX
@@ -143,7 +158,7 @@ class LeanBatch:
         lengths = self._enter(rows)
         at, last, joining, count = 0, len(plan.layers), False, len(rows)
         while at < last:
-            self._job.checkpoint()
+            self._look()
             snapshot = self._engine.resident.snapshot()
             pausing = not joining and model.layer_s(count) > 2 * SLICE_S
             end = min(last, at + model.layers_a_slice(count))
@@ -162,6 +177,18 @@ class LeanBatch:
             sequence.length = length
         self._count(rows)
         return self._logits(rows)
+
+    def abandon(self) -> None:
+        """Make a forward under way raise soon, wherever it is; on any thread. Nobody wants its rows any more."""
+        self.abandoned = True
+        asked = self._asked
+        if asked is not None:
+            asked.abandon()
+
+    def _look(self) -> None:
+        self._job.checkpoint()
+        if self.abandoned:
+            raise BatchAbandonedError
 
     def _enter(self, rows: Rows[Row]) -> dict[Sequence, int]:
         """Have room for the rows, describe them to the compiled step and embed them; returns the lengths to come."""
@@ -227,7 +254,7 @@ class LeanBatch:
         took_s = 0.0
         for part in range(parts):
             if part:
-                self._job.checkpoint()
+                self._look()
             began = perf_counter()
             compute_resident(
                 plan.tag,
@@ -274,9 +301,15 @@ class LeanBatch:
     def _receive(self, asked: _Asked) -> None:
         """Wait for the missing experts' outputs and put them where the others' are."""
         began, stalled_s = perf_counter(), asked.stats.stalled_s
+        self._asked = asked.call
         try:
+            if self.abandoned:
+                asked.call.abandon()
             replies = asked.call.wait()
+        except CallAbandonedError:
+            raise BatchAbandonedError from None
         finally:
+            self._asked = None
             self._account(asked, perf_counter() - began, asked.stats.stalled_s - stalled_s)
         outputs, at = self._work.outputs.view(-1, self._model.plan.top_k, asked.hidden.shape[1]), 0
         for expert, numbers in asked.rows.items():
@@ -347,7 +380,7 @@ class LeanBatch:
             count = min(block, vocabulary - begin)
             part = logits if count == vocabulary else torch.empty(len(wanted), count)
             if begin:
-                self._job.checkpoint()
+                self._look()
             at = plan.head.data_ptr() + begin * hidden * size
             head_bias = 0 if plan.head_bias is None else plan.head_bias.data_ptr() + begin * size
             linear(plan.tag, at, head_bias, x, part.data_ptr(), len(wanted), count, hidden)

@@ -55,6 +55,11 @@ class BlockPool:
         self._kept: OrderedDict[int, None] = OrderedDict()
 
     @property
+    def capacity_bytes(self) -> int:
+        """Bytes of all blocks."""
+        return self.capacity * self.block_bytes
+
+    @property
     def available(self) -> int:
         """Blocks that can be taken."""
         return len(self._free) + len(self._kept)

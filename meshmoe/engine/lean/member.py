@@ -1,0 +1,98 @@
+"""A request among those that advance together: what it has to read next, and what comes of it."""
+
+from __future__ import annotations
+
+import trio
+from torch import Tensor
+
+from meshmoe.engine.generate import Generation
+from meshmoe.engine.lean.batch import LeanEngine, Row
+from meshmoe.engine.request import GenerationEvent
+from meshmoe.engine.sampling import Choice
+from meshmoe.engine.writing import EVENTS_A_TOKEN_MAX
+
+
+class Member:
+    """See above. Belongs to the compute thread, but for `cancelled`, `done` and `failure`.
+
+    Attributes:
+        generation: The request.
+        writer: Its text; ``writer.ids`` is all that has to be read.
+        sequence: What has been read.
+        busy: Whether a forward with its rows is under way; then nobody else may touch the sequence.
+        cancelled: Whether nobody wants it any more.
+        done: Set when it is through, however it ended.
+        failure: What stopped it.
+    """
+
+    def __init__(self, generation: Generation, lean: LeanEngine) -> None:
+        self.generation = generation
+        self.writer = generation.writer()
+        self.busy = False
+        self.cancelled = False
+        self.done = trio.Event()
+        self.failure: Exception | None = None
+        self._lean = lean
+        self.sequence = lean.sequence()
+
+    @property
+    def pending(self) -> int:
+        """Tokens that have to be read before the next can be chosen."""
+        return len(self.writer.ids) - self.sequence.length
+
+    @property
+    def writing(self) -> bool:
+        """Whether it only has to read its last written token; otherwise it is reading a prompt."""
+        return self.pending == 1 and self.writer.stats.completion_tokens > 0
+
+    @property
+    def listened_to(self) -> bool:
+        """Whether its consumer has taken enough events for another token."""
+        return self.generation.stream.room >= EVENTS_A_TOKEN_MAX
+
+    def start(self) -> None:
+        """Begin to read, or begin again: with what other texts have read already."""
+        self.sequence.close()
+        switch, ids = self.generation.model.cache.switch_tokens, self.writer.ids
+        self.sequence = self._lean.sequence(switch is not None and len(ids) > switch)
+        shared = self.sequence.share(ids)
+        if not self.writer.stats.completion_tokens:
+            self.writer.stats.shared_tokens = shared
+
+    def prompt_rows(self, count: int) -> list[Row]:
+        """The next tokens of a prompt."""
+        ids, begin = self.writer.ids, self.sequence.length
+        return [
+            Row(self.sequence, ids[at], self.writer.stats, decode=False, logits=at == len(ids) - 1)
+            for at in range(begin, begin + count)
+        ]
+
+    def read(self, logits: Tensor | None) -> list[GenerationEvent]:
+        """Note that rows have been read; ``logits`` (``[V]``) of the last if they were the text's last."""
+        self.generation.context_tokens = self.sequence.length
+        if logits is None:
+            return []
+        self.sequence.publish(self.writer.ids)
+        return self.take([self.writer.sampler.choose(logits)])
+
+    def take(self, choices: list[Choice]) -> list[GenerationEvent]:
+        """Write chosen tokens, all but the last of which have been read."""
+        events: list[GenerationEvent] = []
+        for choice in choices:
+            events += self.writer.take(choice)
+            if self.writer.finished:
+                break
+        self.generation.context_tokens = self.sequence.length
+        switch = self.generation.model.cache.switch_tokens
+        if switch is not None and len(self.writer.ids) > switch and not self.sequence.long:
+            self.restart()
+        return events
+
+    def restart(self) -> None:
+        """Forget what has been read; it will be read again."""
+        self.sequence.close()
+
+    def close(self) -> None:
+        """Give the blocks back; what is in them may serve others."""
+        self.sequence.publish(self.writer.ids)
+        self.sequence.close()

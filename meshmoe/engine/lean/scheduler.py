@@ -1,0 +1,310 @@
+"""Continuous batching: all requests of a node advance together, on the compute thread.
+
+One *lane* is a greenlet that goes round and round: take in who has arrived, let go who is done, then one step. A step
+is either *writing*, one forward with the last token of every request that writes, or *reading*, one forward with a
+piece of the prompts. While there are both they alternate, and a piece of prompt is so short that it takes no longer
+than the writing step beside it (`READ_BESIDE_S` if that is more), so no stream's token ever waits for more than that;
+with nobody writing, pieces may take `READ_ALONE_S`. Prompts take turns, the remainder of a piece goes to the next.
+
+There are two lanes. One is enough while all experts are here. Once steps spend time waiting for peers, the requests
+split into halves: while one waits, the other computes. A request in a forward is *busy*, and belongs to that lane.
+
+Keys and values are taken block by block. A prompt starts only when there is room for all of it; when writers run out of
+room, the youngest gives up its blocks and reads its text again later. That costs time and changes nothing: a row's bits
+do not depend on how a text was cut. `Engine` makes sure that any one request has room when it is alone.
+
+A step that fails is tried again for each of its requests alone, so an expert that cannot be had stops only those that
+need it. Cancelling takes effect between steps; if all of a step's requests are cancelled, its call to peers is ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from time import perf_counter
+
+import trio
+
+from meshmoe.core.errors import OverloadedError
+from meshmoe.engine.compute import Bell, ComputeThread, Job
+from meshmoe.engine.events import EventStream
+from meshmoe.engine.generate import Generation
+from meshmoe.engine.lean.batch import BatchAbandonedError, LeanBatch, LeanEngine, Row
+from meshmoe.engine.lean.blocks import NoBlocksError
+from meshmoe.engine.lean.member import Member
+from meshmoe.engine.lean.model import ROWS_MAX
+from meshmoe.engine.request import GenerationEvent
+from meshmoe.engine.sampling import Choice
+from meshmoe.engine.schedule import Priority
+
+LANES = 2
+
+READ_BESIDE_S = 0.004
+"""What a piece of prompt may take beside others' tokens, if their step takes less."""
+
+READ_ALONE_S = 0.1
+"""What it may take when nobody waits for a token."""
+
+READ_ROWS_MIN = 8
+
+SPLIT_FROM = 0.25
+"""Share of a step's time spent waiting for peers from which on requests split into halves."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Lane:
+    """What one lane is doing."""
+
+    def __init__(self) -> None:
+        self.bell = Bell()
+        self.running = False
+        self.flight: tuple[Member, ...] = ()
+        self.batch: LeanBatch | None = None
+        self.read_next = False
+
+
+class Scheduler:
+    """See the module. `serve` is for the trio thread; what begins with an underscore, but for `_drive`, is not."""
+
+    def __init__(self, lean: LeanEngine, compute: ComputeThread, nursery: trio.Nursery) -> None:
+        self._lean = lean
+        self._compute = compute
+        self._nursery = nursery
+        self._lanes = [_Lane() for _ in range(LANES)]
+        self._arrivals: deque[Member] = deque()
+        self._members: list[Member] = []
+        """In the order in which they arrived."""
+        self._serving = 0
+        self._writing_s = READ_BESIDE_S
+        self._waiting = 0.0
+        """Of steps, the share of time spent waiting for peers."""
+
+    async def serve(self, generation: Generation) -> None:
+        """Generate to the end.
+
+        Raises:
+            Exception: What stopped it.
+        """
+        member = Member(generation, self._lean)
+        self._arrivals.append(member)
+        self._serving += 1
+        for lane in self._lanes[: self._serving]:
+            if not lane.running:
+                lane.running = True
+                self._nursery.start_soon(self._drive, lane)
+        self._ring()
+        try:
+            await member.done.wait()
+        except trio.Cancelled:
+            member.cancelled = True
+            for lane in self._lanes:
+                if lane.batch is not None and lane.flight and all(m.cancelled for m in lane.flight):
+                    lane.batch.abandon()
+            self._ring()
+            with trio.CancelScope(shield=True):
+                await member.done.wait()
+            raise
+        finally:
+            self._serving -= 1
+        failure, member.failure = member.failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure, member
+
+    def look(self) -> None:
+        """Look again at what can be done: a consumer has taken events."""
+        self._ring()
+
+    async def _drive(self, lane: _Lane) -> None:
+        """On the trio thread: keep a lane going for as long as there are requests."""
+        try:
+            while self._arrivals or self._members:
+                await self._compute.run(Priority.DECODE, self._run, lane, nursery=self._nursery)
+        except Exception as error:
+            if not isinstance(error, OverloadedError):
+                _log.exception("the scheduler failed")
+            for member in (*self._members, *self._arrivals):
+                member.failure = member.failure or error
+            self._members.clear()
+            self._arrivals.clear()
+        finally:
+            lane.running = False
+            if not any(other.running for other in self._lanes):
+                for member in (*self._members, *self._arrivals):
+                    member.done.set()
+
+    def _ring(self) -> None:
+        for lane in self._lanes:
+            lane.bell.ring()
+
+    def _run(self, job: Job, lane: _Lane) -> None:
+        """A lane, until nothing is left to do."""
+        lane.batch = self._lean.batch(job)
+        try:
+            while True:
+                self._take_in(job)
+                if not self._members:
+                    return
+                if not self._step(job, lane, lane.batch):
+                    lane.bell.wait(job)
+        finally:
+            lane.batch = None
+            self._ring()
+
+    def _take_in(self, job: Job) -> None:
+        while self._arrivals:
+            self._members.append(self._arrivals.popleft())
+        for member in tuple(self._members):
+            if not member.busy and (member.cancelled or member.failure is not None or member.writer.finished):
+                self._members.remove(member)
+                member.close()
+                job.post(member.done.set)
+
+    def _step(self, job: Job, lane: _Lane, batch: LeanBatch) -> bool:
+        """One step; returns whether there was anything to do."""
+        free = [member for member in self._members if not member.busy]
+        writers = self._writers([member for member in free if member.writing and member.listened_to])
+        pieces = self._pieces([member for member in free if not member.writing], bool(writers))
+        if pieces and (lane.read_next or not writers):
+            lane.read_next = False
+            priority = Priority.DECODE if writers else Priority.PREFILL
+            self._advance(job, lane, batch, priority, [member for member, _ in pieces], dict(pieces))
+        elif writers:
+            lane.read_next = True
+            self._advance(job, lane, batch, Priority.DECODE, writers, {})
+        else:
+            return False
+        return True
+
+    def _writers(self, ready: list[Member]) -> list[Member]:
+        """Those of the ready ones that write in the next step, with room for it."""
+        if self._waiting > SPLIT_FROM:
+            half = -(-sum(member.writing for member in self._members) // 2)
+            ready = ready[:half]
+        ready = ready[:ROWS_MAX]
+        while ready and sum(member.sequence.lacking(1) for member in ready) > self._lean.blocks.available:
+            youngest = next((m for m in reversed(self._members) if not m.busy and m.sequence.length), None)
+            if youngest is None or (youngest is ready[0] and len(ready) == 1):
+                return []  # others are in a forward; they give way when it is done
+            youngest.restart()
+            ready = [member for member in ready if member is not youngest]
+        return ready
+
+    def _pieces(self, readers: list[Member], beside: bool) -> list[tuple[Member, int]]:
+        """Pieces of prompts for the next reading step: members, and how many tokens of each."""
+        left = self._rows_within(max(READ_BESIDE_S, self._writing_s) if beside else READ_ALONE_S)
+        blocks, pieces = self._lean.blocks, []
+        available = blocks.available - sum(m.writing for m in self._members)
+        for member in readers:
+            if left <= 0 or not member.listened_to:
+                continue
+            if not member.sequence.length:
+                member.start()
+            lacking = member.sequence.lacking(member.pending)
+            if lacking > available and not (len(self._members) == 1 and lacking <= blocks.available):
+                member.restart()
+                break  # whoever came later waits behind it
+            available -= lacking
+            count = min(left, member.pending)
+            pieces.append((member, count))
+            left -= count
+        return pieces
+
+    def _rows_within(self, seconds: float) -> int:
+        """How many rows a forward may have to take no longer than this."""
+        model, rows = self._lean.model, ROWS_MAX
+        while rows > READ_ROWS_MIN and len(model.plan.layers) * model.layer_s(rows) > seconds:
+            rows //= 2
+        return rows
+
+    def _advance(
+        self,
+        job: Job,
+        lane: _Lane,
+        batch: LeanBatch,
+        priority: Priority,
+        group: list[Member],
+        pieces: dict[Member, int],
+    ) -> None:
+        """One forward for a group; if it fails, one for each member, to see whose fault it is."""
+        batch.abandoned = False
+        lane.flight = tuple(group)
+        for member in group:
+            member.busy = True
+        events: list[tuple[EventStream, list[GenerationEvent]]] = []
+        try:
+            job.turn(priority)  # not before they are busy: the other lane may have its turn here
+            # Whoever cancels looks at the flight after marking, so one of us sees what the other did.
+            if not all(member.cancelled for member in group):
+                began = perf_counter()
+                events = self._forward(batch, group, pieces)
+                self._account(perf_counter() - began, batch.waited_s, bool(pieces))
+        except BatchAbandonedError:
+            pass
+        except Exception as error:
+            if len(group) > 1:
+                events = self._apart(batch, group, pieces)
+            elif not isinstance(error, NoBlocksError):  # the next step makes room, or waits for some
+                group[0].failure = error
+        finally:
+            lane.flight = ()
+            for member in group:
+                member.busy = False
+        if events:
+            job.post(_deliver, events)
+        if len(self._members) > len(group):
+            self._ring()
+
+    def _apart(
+        self, batch: LeanBatch, group: list[Member], pieces: dict[Member, int]
+    ) -> list[tuple[EventStream, list[GenerationEvent]]]:
+        events: list[tuple[EventStream, list[GenerationEvent]]] = []
+        for member in group:
+            try:
+                events += self._forward(batch, [member], pieces)
+            except BatchAbandonedError:
+                break
+            except NoBlocksError:
+                continue
+            except Exception as error:
+                member.failure = error
+        return events
+
+    def _forward(
+        self, batch: LeanBatch, group: list[Member], pieces: dict[Member, int]
+    ) -> list[tuple[EventStream, list[GenerationEvent]]]:
+        """Read each member's piece of prompt, or its last token; returns what came of it."""
+        events: list[tuple[EventStream, list[GenerationEvent]]] = []
+        if pieces:
+            rows = [row for member in group for row in member.prompt_rows(pieces[member])]
+            logits = iter(batch.forward(rows))
+            written = [member.read(None if member.pending else next(logits)) for member in group]
+        else:
+            written = [m.take(choices) for m, choices in zip(group, self._write(batch, group), strict=True)]
+        for member, found in zip(group, written, strict=True):
+            if found:
+                member.generation.stream.count(len(found))
+                events.append((member.generation.stream, found))
+        return events
+
+    def _write(self, batch: LeanBatch, group: list[Member]) -> list[list[Choice]]:
+        """Read each member's last token and choose the next."""
+        rows = [Row(member.sequence, member.writer.ids[-1], member.writer.stats) for member in group]
+        logits = batch.forward(rows)
+        for member in group:
+            member.writer.stats.decode_steps += 1
+        return [[member.writer.sampler.choose(row)] for member, row in zip(group, logits, strict=True)]
+
+    def _account(self, took_s: float, waited_s: float, reading: bool) -> None:
+        self._waiting += (waited_s / max(took_s, 1e-9) - self._waiting) / 8
+        if not reading:
+            self._writing_s += (took_s - waited_s - self._writing_s) / 8
+
+
+def _deliver(events: list[tuple[EventStream, list[GenerationEvent]]]) -> None:
+    for stream, found in events:
+        for event in found:
+            stream.put(event)
