@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from zlib import crc32
 
 import numpy as np
 
@@ -159,14 +160,13 @@ class Side:
         """Lots of all layers, of the proposer, which is *one*."""
         return [lot for layer in range(self.outlook.shape.layers) for lot in self._lots(layer)]
 
-    def division(self, table: Table, partner: Table, room_bytes: tuple[int, int], seed: int) -> list[Lot]:
+    def division(self, table: Table, partner: Table, room_bytes: tuple[int, int]) -> list[Lot]:
         """The lots, one a layer, that lead to the best division between the two that a search found.
 
         Args:
             table: This end's demand, in short; this end is *one*.
             partner: Its partner's.
             room_bytes: Free at each end.
-            seed: Of the search.
         """
         outlook, shape = self.outlook, self.outlook.shape
         pair = outlook.owned(self.me) | outlook.owned(self.other)
@@ -185,6 +185,8 @@ class Side:
             )
         ]
         turns = min(600, max(100, WORK // (2 * shape.layers * shape.experts)))
+        # Of the same plans the search is the same: asked again about the same demand, it finds nothing more.
+        seed = crc32(outlook.holders[[self.me, self.other]].tobytes())
         found = best_division((seats[0], seats[1]), shape, pair, turns, seed)
         return [lot for layer in range(shape.layers) for lot in self._towards(layer, found[0][layer], found[1][layer])]
 

@@ -205,7 +205,7 @@ class ExchangeMachine:
             return
         side = self._stand.side(peer)
         self._id += 1
-        lots = [*self._stand.division(side, peer, self._id), *side.propose()]
+        lots = [*self._stand.division(side, peer), *side.propose()]
         lots, prices = best_lots(lots, side.prices(lots, proposer=True))
         message = ExchangeProposal(
             self._id,

@@ -83,13 +83,13 @@ class Standpoint:
         """Version of a peer's sketch; 0 without one."""
         return self._sketches[peer][0].version if peer in self._sketches else 0
 
-    def division(self, side: Side, peer: NodeId, seed: int) -> list[Lot]:
+    def division(self, side: Side, peer: NodeId) -> list[Lot]:
         """Lots towards the best division between this node and a peer that could be found; needs its sketch."""
         if peer not in self._sketches:
             return []
         sketch, table = self._sketches[peer]
         room_bytes = sketch.capacity_bytes - int(self._shape.expert_bytes[self.peers[peer].held].sum())
-        return side.division(self._short_table(), table, (self._plan.room_bytes, room_bytes), seed)
+        return side.division(self._short_table(), table, (self._plan.room_bytes, room_bytes))
 
     def cost(self, side: Side) -> int:
         """What this node's experts cost it now, in nanoseconds a second."""

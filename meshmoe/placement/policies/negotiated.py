@@ -139,7 +139,6 @@ class _Table:
             world.shape, time_s, world.byte_s, row_s, start[0].copy(), start[1].copy(), demands(world)
         )
         self._short = [shortened(table, world.shape) for table in self._traces]
-        self._bargains = 0
         self.moves = 0
 
     def refill(self, node: int) -> None:
@@ -159,8 +158,7 @@ class _Table:
         rooms = [
             self._world.specs[node].capacity_bytes - bytes_ for node, bytes_ in zip((one, two), taken, strict=True)
         ]
-        self._bargains += 1
-        division = sides[0].division(self._short[one], self._short[two], (rooms[0], rooms[1]), self._bargains)
+        division = sides[0].division(self._short[one], self._short[two], (rooms[0], rooms[1]))
         lots = [*sides[0].propose(), *division, *sides[1].own_lots()]
         prices = [
             sum(both)
