@@ -13,7 +13,7 @@ import re
 import resource
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 import trio
@@ -29,7 +29,7 @@ from meshmoe.core.errors import ConfigError
 from meshmoe.core.ids import NodeId, node_id
 from meshmoe.core.links import LinkShape
 from meshmoe.core.token import parse_address, parse_peer
-from meshmoe.core.units import format_size
+from meshmoe.core.units import format_size, parse_size
 from meshmoe.node.data_files import read_data_file
 from meshmoe.node.discovery import Beacon, announced_hosts, open_beacon
 from meshmoe.node.measure import auto_threads
@@ -81,6 +81,18 @@ DESCRIPTORS_MIN = 192
 )
 @click.option("--profile", metavar="FILE", help="What this box is: a file, or the name of one in nodes/.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Compute threads.")
+@click.option(
+    "--kv-cache",
+    metavar="SIZE",
+    help="Room for the keys and values of all requests.  [default: a quarter of what is free, at most]",
+)
+@click.option(
+    "--decode",
+    type=click.Choice(["auto", "lean", "generic"]),
+    default="auto",
+    show_default=True,
+    help="For debugging: compiled code, or transformers' own.",
+)
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
 )
@@ -134,6 +146,8 @@ def join(  # noqa: D103 - the help text stands above
     api_key_file: Path | None,
     profile: str | None,
     threads: int | None,
+    kv_cache: str | None,
+    decode: Literal["auto", "lean", "generic"],
     dtype: str,
     state: Path | None,
     membership: str,
@@ -162,6 +176,8 @@ def join(  # noqa: D103 - the help text stands above
         model=model,
         capacity=capacity_of(flag, box),
         threads=threads or (box.threads if box is not None else None) or auto_threads(),
+        kv_cache_bytes=parse_size(kv_cache) if kv_cache is not None else None,
+        decode=decode,
         dtype=dtype,
         socket_path=socket_path,
         http=parse_http_address(http, keyed=api_key is not None) if http is not None else None,

@@ -158,7 +158,7 @@ class Node:
         self.pool = self._make_pool(self.model_source, self.model)
         self._begin_custody(parts, self.model_source, self.model, self.pool)
         self._begin_placement(parts, self.model, self.pool)
-        limits = EngineLimits(threads=self.settings.threads)
+        limits = EngineLimits(threads=self.settings.threads, kv_cache_bytes=self.settings.kv_cache_bytes)
         async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
@@ -265,7 +265,7 @@ class Node:
     async def _load_trunk(self, model_source: ModelSource) -> MoeModel:
         self.phase = "loading"
         dtype = None if self.settings.dtype == "auto" else DTYPES[self.settings.dtype]
-        return await trio.to_thread.run_sync(load_moe_model, model_source.source, dtype)
+        return await trio.to_thread.run_sync(load_moe_model, model_source.source, dtype, self.settings.decode)
 
     def _make_pool(self, model_source: ModelSource, model: MoeModel) -> ExpertPool:
         sizes = [model.expert_bytes[expert.layer] for expert in model.experts]

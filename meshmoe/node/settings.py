@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from meshmoe.core.config import Capacity, Profile
 from meshmoe.core.ids import NodeId, node_id
@@ -29,6 +30,8 @@ class NodeSettings:
         model: Checkpoint directory; None takes the mesh's model, or the bundled one to start a mesh.
         capacity: For experts; None measures what the box can spare.
         threads: Compute threads.
+        kv_cache_bytes: Room for the keys and values of all requests; None for the engine's default.
+        decode: ``auto``, ``lean`` or ``generic``: how the model is computed (`load_moe_model`).
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         socket_path: The local socket.
         http: Host and port of the API; None for the socket alone.
@@ -53,6 +56,8 @@ class NodeSettings:
     model: Path | None = None
     capacity: Capacity | None = None
     threads: int = 1
+    kv_cache_bytes: int | None = None
+    decode: Literal["auto", "lean", "generic"] = "auto"
     dtype: str = "auto"
     socket_path: Path
     http: tuple[str, int] | None = None
