@@ -28,7 +28,8 @@ export function ago(seconds) {
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s ago`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ago`;
-  return `${Math.floor(whole / 3600)} h ago`;
+  if (whole < 172800) return `${Math.floor(whole / 3600)} h ago`;
+  return `${Math.floor(whole / 86400)} days ago`;
 }
 
 export function percent(share) {

@@ -4,6 +4,8 @@
 
 import { GONE, colour, duration, nodeColour, percent, rate } from "./format.js";
 
+const MANY = 6;
+
 export class Graph {
   constructor(container, onPick) {
     this.container = container;
@@ -17,7 +19,7 @@ export class Graph {
   show(status, picked) {
     const peers = status.peers;
     const names = peers.map((peer) => peer.node).join("\n");
-    const elements = [...peers.map((peer, i) => nodeElement(status, peer, i, picked)), ...linkElements(status)];
+    const elements = [...peers.map((peer, i) => nodeElement(status, peer, i, picked)), ...linkElements(status, picked)];
     if (this.view === null) {
       this.view = cytoscape({
         container: this.container, elements, style: style(), layout: { name: "null" },
@@ -49,29 +51,26 @@ export class Graph {
     });
   }
 
-  /** On an ellipse as wide as the room; names stand outside of it, so that links' figures have the inside. */
+  /** On an ellipse that fills the room; names stand outside of it, so that links' figures have the inside. */
   arrange() {
     const nodes = this.view.nodes();
     const count = nodes.length;
-    const wide = this.container.clientWidth / Math.max(1, this.container.clientHeight);
-    const radius = count < 2 ? 0 : 70 + 22 * count;
+    this.container.classList.toggle("many", count > MANY);
+    this.view.resize();
+    const { clientWidth: width, clientHeight: height } = this.container;
+    const largest = Math.max(...nodes.map((node) => node.data("diameter")));
+    // Three stand at the corners of a triangle, which takes but three quarters of its circle's height.
+    const down = Math.max(20, height / 2 - largest / 2 - 50) * (count === 3 ? 4 / 3 : 1);
+    const across = Math.min(Math.max(20, width / 2 - Math.max(70, largest / 2 + 10)), down * 2.2);
     const first = count === 2 ? Math.PI : count % 2 ? -Math.PI / 2 : -Math.PI / 2 - Math.PI / count;
     this.view.batch(() => nodes.forEach((node) => {
       const angle = first + (2 * Math.PI * node.data("index")) / count;
-      const y = radius * Math.sin(angle);
-      node.position({ x: radius * Math.min(2.2, Math.max(0.9, wide * 0.95)) * Math.cos(angle), y });
+      const y = count < 3 ? 0 : down * Math.sin(angle);
+      node.position({ x: count < 2 ? 0 : across * Math.cos(angle), y });
       node.data("side", y < -1 ? "top" : "bottom");
     }));
-    this.fit();
-  }
-
-  fit() {
-    this.view.resize();
-    this.view.fit(undefined, 14);
-    if (this.view.zoom() > 1.2) {
-      this.view.zoom(1.2);
-      this.view.center();
-    }
+    this.view.zoom(1);
+    this.view.center();
   }
 
   restyle() {
@@ -89,24 +88,30 @@ function nodeElement(status, peer, index, picked) {
     group: "nodes",
     data: {
       id: peer.node, label: `${peer.node}${peer.is_self ? " (this node)" : ""}\n${words}`, index,
-      side: "bottom", share: Math.round(share * 1000) / 10, diameter: 44 + 44 * Math.sqrt(peer.capacity_bytes / largest),
+      side: "bottom", share: Math.round(share * 1000) / 10, diameter: (44 + 44 * Math.sqrt(peer.capacity_bytes / largest)) * (status.peers.length > MANY ? 0.7 : 1),
     },
     classes: [gone ? "gone" : peer.state, peer.node === picked ? "picked" : ""].join(" "),
   };
 }
 
-function linkElements(status) {
+/** Among many nodes only the links of the one that is picked, or of this one, are labelled. */
+function linkElements(status, picked) {
+  const centre = picked ?? status.node;
   const gone = new Set(status.peers.filter((peer) => GONE.has(peer.state)).map((peer) => peer.node));
   const known = new Set(status.peers.map((peer) => peer.node));
   return status.links.filter(({ nodes }) => nodes.every((name) => known.has(name))).map((link) => ({
     group: "edges",
     data: {
       id: link.nodes.join(" – "), source: link.nodes[0], target: link.nodes[1],
-      label: [link.rtt_ms !== null && duration(link.rtt_ms / 1000), link.rate_bytes_per_s && rate(link.rate_bytes_per_s)]
-        .filter(Boolean).join("\n"),
+      label: status.peers.length > MANY && !link.nodes.includes(centre) ? "" : figures(link),
     },
     classes: link.nodes.some((name) => gone.has(name)) ? "gone" : "",
   }));
+}
+
+function figures(link) {
+  const roundTrip = link.rtt_ms !== null && duration(link.rtt_ms / 1000);
+  return [roundTrip, link.rate_bytes_per_s && rate(link.rate_bytes_per_s)].filter(Boolean).join("\n");
 }
 
 function summary(status) {

@@ -48,7 +48,7 @@ export class HeatMap {
     const columns = this.columns(), width = this.canvas.clientWidth, scale = devicePixelRatio || 1;
     this.left = 28;
     this.cell = (width - this.left) / columns;
-    this.rowHeight = Math.max(6, Math.min(24, this.cell * 1.15));
+    this.rowHeight = Math.max(6, Math.min(32, this.cell * 1.5));
     const height = Math.max(24, this.rowHeight * this.layers.length);
     this.canvas.style.height = `${height}px`;
     this.canvas.width = Math.round(width * scale);
