@@ -37,6 +37,11 @@ def read_data_file(kind: str, name: str, flag: str) -> tuple[str, str]:
         raise ConfigError(f"{flag}: cannot read {path}: {reason}") from None
 
 
+def shipped_names(kind: str) -> list[str]:
+    """Names of the files of a kind that ship with meshmoe."""
+    return [file.stem for file in _shipped(kind)]
+
+
 def _shipped(kind: str) -> list[Path]:
     """Beside the package in a checkout, inside it where it was installed from a wheel."""
     for directory in (_PACKAGE.parent / kind, _PACKAGE / "data" / kind):

@@ -24,6 +24,11 @@ def cache_dir() -> Path:
     return _base("XDG_CACHE_HOME", ".cache") / "meshmoe"
 
 
+def data_dir() -> Path:
+    """Models that the user has fetched; ``$XDG_DATA_HOME/meshmoe``."""
+    return _base("XDG_DATA_HOME", ".local/share") / "meshmoe"
+
+
 def _base(variable: str, default: str) -> Path:
     named = os.environ.get(variable)
     return Path(named) if named and Path(named).is_absolute() else Path.home() / default

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from meshmoe.core.config import parse_profile, parse_topology
 from meshmoe.core.errors import ConfigError
-from meshmoe.node.data_files import read_data_file
+from meshmoe.node.data_files import read_data_file, shipped_names
 
 
 def message_of(name: str) -> str:
@@ -55,3 +56,22 @@ def test_unreadable(tmp_path: Path) -> None:
     assert message_of(str(tmp_path)).endswith("Is a directory")
     assert message_of(str(tmp_path / "box.toml" / "x")).endswith("Not a directory")
     assert message_of("x" * 5000).endswith("File name too long")
+
+
+@pytest.mark.parametrize("name", shipped_names("nodes"))
+def test_shipped_profiles_name_their_source(name: str) -> None:
+    profile = parse_profile(*read_data_file("nodes", name, "--profile"))
+    assert profile.description
+    assert profile.parsed_capacity() is not None
+    for key in ("memory_rate", "disk_rate", "power"):
+        assert getattr(profile, key) is None or key.split("_")[0] in profile.source or "data sheet" in profile.source
+
+
+@pytest.mark.parametrize("name", shipped_names("topology"))
+def test_shipped_topologies_connect_all_their_boxes(name: str) -> None:
+    topology = parse_topology(*read_data_file("topology", name, "--topology"))
+    assert topology.description
+    for node, box in topology.nodes.items():
+        assert set(topology.links_of(node)) == set(topology.nodes) - {node}
+        if box.profile is not None:
+            read_data_file("nodes", box.profile, "profile")
