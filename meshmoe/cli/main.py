@@ -35,6 +35,7 @@ _COMMANDS = {
     "plan": _Lazy("meshmoe.cli.plan", "plan", "Predict what a mesh would do, for each placement policy."),
     "chaos": _Lazy("meshmoe.cli.chaos.command", "chaos", "Do bad things to a mesh of real processes, and check it."),
     "trace": _Lazy("meshmoe.cli.trace", "trace", "Record what this box's node is used for."),
+    "doctor": _Lazy("meshmoe.cli.doctor", "doctor", "Say what is wrong with this box or its mesh, and what to do."),
     "model": _Lazy("meshmoe.cli.model", "model", "Look at a checkpoint, or get one."),
     "bench": _Lazy("meshmoe.cli.bench", "bench", "Measure placement, kernels, decoding, a mesh under load."),
     "sim": _Lazy("meshmoe.cli.sim", "sim", "Run simulated meshes with faults and check every promise."),

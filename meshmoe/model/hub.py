@@ -2,29 +2,32 @@
 
 The configuration comes first, so that a model which cannot be served is refused before gigabytes are read. Of the rest
 only what a node uses is fetched: configuration, tokenizer, and the safetensors files that the index names;
-repositories often hold the same weights again in other formats. What was begun is resumed: the library keeps unfinished
-files beside the finished ones and asks for the missing range.
+repositories often hold the same weights again in other formats. What was begun is resumed: unfinished files stay
+beside the finished ones, under names with the digest of their content, and the missing range is asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshmoe.core.errors import CheckpointError
 from meshmoe.core.units import format_size
-from meshmoe.model.architecture import Architecture
-from meshmoe.model.checkpoint import Checkpoint
-from meshmoe.model.config_file import load_config
 from meshmoe.model.unit_names import MODEL_FILES
+
+if TYPE_CHECKING:
+    from meshmoe.model.checkpoint import Checkpoint
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 SPARE_BYTES = 256 << 20
 """Left free on the disk, so that fetching a model does not stop the box."""
 
@@ -79,7 +82,7 @@ def look_up(name: str, revision: str | None, directory: Path) -> HubModel:
         if "config.json" not in sizes:
             raise CheckpointError(f"{name} has no config.json: it is not a checkpoint in Hugging Face's layout")
         _fetch_one(name, commit, "config.json", directory)
-        Architecture(load_config(directory), name)  # refuses what has no routed experts
+        _require_experts(name, directory)
         weights = _weight_files(name, commit, sizes, directory)
     wanted = [file for file in sizes if file in MODEL_FILES and file != "config.json"] + weights
     total_bytes = sum(sizes.values())
@@ -100,7 +103,17 @@ def fetch(model: HubModel, directory: Path) -> Checkpoint:
             target = directory / file.name
             if not (target.is_file() and target.stat().st_size == file.size_bytes):
                 _fetch_one(model.name, model.commit, file.name, directory)
+    from meshmoe.model.checkpoint import Checkpoint
+
     return Checkpoint.open(directory)
+
+
+def _require_experts(name: str, directory: Path) -> None:
+    """Refuse a model that this software could not serve."""
+    from meshmoe.model.architecture import Architecture  # needs torch, which a misspelled name does not
+    from meshmoe.model.config_file import load_config
+
+    Architecture(load_config(directory), name)
 
 
 def _weight_files(name: str, commit: str, sizes: dict[str, int], directory: Path) -> list[str]:
@@ -122,9 +135,32 @@ def _weight_files(name: str, commit: str, sizes: dict[str, int], directory: Path
 
 
 def _fetch_one(name: str, commit: str, file: str, directory: Path) -> None:
-    from huggingface_hub import hf_hub_download
+    """Fetch one file, going on where an earlier process ended; it gets its name when its content is certain."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not listed
 
-    hf_hub_download(name, file, revision=commit, local_dir=directory)
+    url = hf_hub_url(name, file, revision=commit)
+    metadata = get_hf_file_metadata(url)
+    etag = metadata.etag or commit
+    # Another revision has another name, so that two never mix.
+    part = directory / f".{file}.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part"
+    with part.open("ab") as out:
+        http_get(
+            metadata.location,
+            out,
+            resume_size=out.tell(),
+            headers=build_hf_headers() if metadata.location == url else {},  # no key for other hosts
+            expected_size=metadata.size,
+            displayed_filename=file,
+        )
+    if _SHA256.fullmatch(etag):  # of large files the hub tells the digest
+        with part.open("rb") as whole:
+            digest = hashlib.file_digest(whole, "sha256").hexdigest()
+        if digest != etag:
+            part.unlink()
+            raise CheckpointError(f"{name}: {file} arrived damaged and was deleted: the same command fetches it again")
+    part.replace(directory / file)
 
 
 def _require_room(model: HubModel, directory: Path) -> None:

@@ -23,12 +23,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "messages.md"
 
 HEAD = f"""# Message reference
 
-Generated from the message types by `python -m tests.docs.message_page`; a test compares the two. How messages travel, and
-what they are for, is told in [the protocol](protocol.md).
+Generated from the message types by `python -m tests.docs.message_page`; a test compares the two. How messages travel,
+and what they are for, is told in [the protocol](protocol.md).
 
-Protocol version {PROTOCOL_VERSION}. A message is one msgpack map with the fields below, the tag `t` and the version `v`; an expert call or
-reply has `x`, the description of its tensor, too, whose bytes follow in a frame of their own. Every bound is checked when
-a message arrives; one that breaks a bound is dropped, counted, and never reaches the code behind it.
+Protocol version {PROTOCOL_VERSION}. A message is one msgpack map with the fields below, the tag `t` and the version
+`v`; an expert call or reply has `x`, the description of its tensor, too, whose bytes follow in a frame of their own.
+Every bound is checked when a message arrives; one that breaks a bound is dropped, counted, and never reaches the code
+behind it.
 """
 
 

@@ -1,0 +1,62 @@
+"""A node for the commands of the pages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+START_S_MAX = 120.0
+
+
+class RunningNode:
+    """A node of the bundled model on the default socket of an environment of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+        (directory / "bin").mkdir()
+        for name, module in (("meshmoe", "meshmoe.cli.main"),):
+            script = directory / "bin" / name
+            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+            script.chmod(0o755)
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """For a user whose node this is."""
+        path = f"{self._directory / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MESHMOE_")}
+        return {**environment, "PATH": path, "XDG_RUNTIME_DIR": str(self._directory), "HOME": str(home)}
+
+    def __enter__(self) -> RunningNode:
+        state = str(self._directory / "state")
+        arguments = ["join", "--name", "docs", "--listen", "127.0.0.1:0", "--state", state]
+        self._process = subprocess.Popen(
+            [str(self._directory / "bin" / "meshmoe"), *arguments],
+            env=self.environment(self._directory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=(self._directory / "log").open("wb"),
+        )
+        deadline_s = time.monotonic() + START_S_MAX
+        while time.monotonic() < deadline_s and self._process.poll() is None:
+            done = subprocess.run(
+                [str(self._directory / "bin" / "meshmoe"), "run", "x", "--max-tokens", "1"],
+                env=self.environment(self._directory),
+                capture_output=True,
+                check=False,
+            )
+            if done.returncode == 0:
+                return self
+            time.sleep(0.3)
+        self.__exit__(None, None, None)
+        raise AssertionError((self._directory / "log").read_text())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
