@@ -12,8 +12,8 @@ from meshmoe.bench.placement import Gap, Score, compare, gap_to_optimum
 from meshmoe.bench.recorded import load_recorded
 from meshmoe.bench.tables import gap_table, paper_table, score_tables, verdicts
 from meshmoe.cli.bench_engine import calls, cuda, decode, kernels, make_model
-from meshmoe.cli.bench_live import live
 from meshmoe.cli.bench_links import links
+from meshmoe.cli.bench_live import live
 from meshmoe.cli.bench_serving import mesh, prefill, serve
 from meshmoe.cli.bench_watchers import watchers
 
