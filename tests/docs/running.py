@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-START_S_MAX = 120.0
+START_S_MAX = 180.0
 
 
 class RunningNode:
@@ -19,16 +19,18 @@ class RunningNode:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         (directory / "bin").mkdir()
-        for name, module in (("meshmoe", "meshmoe.cli.main"),):
-            script = directory / "bin" / name
-            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
-            script.chmod(0o755)
+        script = directory / "bin" / "meshmoe"
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m meshmoe.cli.main "$@"\n')
+        script.chmod(0o755)
 
     def environment(self, home: Path) -> dict[str, str]:
         """For a user whose node this is."""
         path = f"{self._directory / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MESHMOE_")}
-        return {**environment, "PATH": path, "XDG_RUNTIME_DIR": str(self._directory), "HOME": str(home)}
+        # The cache has compiled kernels and digests, which would take a minute to make anew.
+        cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        own = {"PATH": path, "XDG_RUNTIME_DIR": str(self._directory), "HOME": str(home), "XDG_CACHE_HOME": cache}
+        return {**environment, **own}
 
     def __enter__(self) -> RunningNode:
         state = str(self._directory / "state")
