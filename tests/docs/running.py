@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-START_S_MAX = 180.0
+import httpx
+
+START_S_MAX = 300.0
 
 
 class RunningNode:
@@ -44,15 +47,11 @@ class RunningNode:
         )
         deadline_s = time.monotonic() + START_S_MAX
         while time.monotonic() < deadline_s and self._process.poll() is None:
-            done = subprocess.run(
-                [str(self._directory / "bin" / "meshmoe"), "run", "x", "--max-tokens", "1"],
-                env=self.environment(self._directory),
-                capture_output=True,
-                check=False,
-            )
-            if done.returncode == 0:
-                return self
-            time.sleep(0.3)
+            transport = httpx.HTTPTransport(uds=str(self._directory / "meshmoe" / "meshmoe.sock"))
+            with httpx.Client(transport=transport, base_url="http://node") as client, suppress(httpx.TransportError):
+                if client.get("/health").status_code == 200:
+                    return self
+            time.sleep(0.2)
         self.__exit__(None, None, None)
         raise AssertionError((self._directory / "log").read_text())
 

@@ -32,7 +32,7 @@ FENCE = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n+)?^(?P<indent> *)```(?P<language>sh|python)\n(?P<body>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
-BLOCK_S_MAX = 120
+BLOCK_S_MAX = 300
 
 
 @dataclass(frozen=True)

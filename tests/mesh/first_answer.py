@@ -1,7 +1,7 @@
 """From nothing to a first answer on three shells, timed: ``python -m tests.mesh.first_answer``.
 
-Types the four commands of docs/one-box.md as a person would who waits for each to say that it serves: the second and third
-are typed together. Prints the seconds, from the first key to the answer.
+Types the four commands of docs/one-box.md as a person would who waits for each to say that it serves: the second and
+third are typed together. Prints the seconds, from the first key to the answer.
 """
 
 from __future__ import annotations
