@@ -12,7 +12,7 @@ values, so other threads may call them too and see a value that was true a momen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -88,6 +88,7 @@ class View:
         self._holders: dict[ExpertId, tuple[NodeId, ...]] = {}
         self._claims: dict[ExpertId, tuple[Claim, ...]] = {}
         self._digest: tuple[int, bytes] = (-1, b"")
+        self._experts_by_layer: Sequence[int] | None = None
         self.version = 0
         """Grows with every change."""
         self.holders_version = 0
@@ -132,6 +133,23 @@ class View:
         digest = self.holder_digest()
         return sorted(node for node, view in self._nodes.items() if view.agreement != digest)
 
+    def limit(self, experts_by_layer: Sequence[int]) -> None:
+        """From now on, show nothing of experts that the model does not have, whoever tells of them.
+
+        Values are checked when they come in, but what the model has is known only later; and everybody who looks at the
+        view may then count on it.
+        """
+        self._experts_by_layer = experts_by_layer
+        for node, shown in list(self._nodes.items()):
+            for layer, resident in list(shown.holdings.items()):
+                self.set(node, f"holdings/{layer}", Holdings(layer, resident))
+            for layer, epochs in list(shown.claims.items()):
+                self.set(node, f"claims/{layer}", Claims.of(layer, epochs))
+            for layer, rates in list(shown.demand.items()):
+                self.set(node, f"demand/{layer}", Demand(layer, rates))
+            for layer, planned in list(shown.planned.items()):
+                self.set(node, f"planned/{layer}", planned)
+
     # -- changes, made by the gossip machine ------------------------------------------------------------
 
     def show(self, node: NodeId, generation: int, *, suspect: bool, values: Mapping[str, Value]) -> None:
@@ -168,6 +186,8 @@ class View:
         shown = self._nodes[node]
         name, _, layer_text = key.partition("/")
         layer = int(layer_text) if layer_text else -1
+        if self._experts_by_layer is not None:
+            value = _within(self._experts_by_layer, value)
         match value:
             case NodeInfo():
                 changed = msgspec.structs.replace(shown, info=value)
@@ -262,6 +282,33 @@ def holder_digest(nodes: Mapping[NodeId, NodeView]) -> bytes:
                 digest.update(f"{layer}:{len(bitmap)}\n".encode())
                 digest.update(bitmap)
     return digest.digest()
+
+
+def _within(experts_by_layer: Sequence[int], value: Value | None) -> Value | None:
+    """A value without what it says of experts that the model does not have; None if the layer is not there at all."""
+    if not isinstance(value, Holdings | Claims | Demand | Planned):
+        return value
+    if value.layer >= len(experts_by_layer):
+        return None
+    count = experts_by_layer[value.layer]
+    match value:
+        case Holdings():
+            return Holdings(value.layer, _cut(value.resident, count))
+        case Claims():
+            return Claims.of(value.layer, {i: epoch for i, epoch in value.epoch_of().items() if i < count})
+        case Demand():
+            return Demand(value.layer, value.rates[:count])
+        case Planned():
+            return Planned(value.layer, _cut(value.held, count), _cut(value.owned, count))
+
+
+def _cut(bitmap: bytes, count: int) -> bytes:
+    """The first ``count`` bits; the very bytes where that changes nothing."""
+    whole = int.from_bytes(bitmap, "little")
+    if whole >> count == 0:
+        return bitmap
+    part = whole & ((1 << count) - 1)
+    return part.to_bytes((part.bit_length() + 7) // 8, "little")
 
 
 def _with(mapping: Mapping[int, V], layer: int, value: V | None) -> Mapping[int, V]:

@@ -145,6 +145,10 @@ class Messenger:
             handler(parcel, decoded)
         except PeerError as error:  # a handler's own checks: what the message says does not fit the model or the mesh
             self._fault("bad_message", parcel, error)
+        except Exception as error:  # a fault of ours, which no message may turn into the end of the node
+            self.faults["handler_failed"] += 1
+            what = f"{type(error).__name__}: {error}"
+            logger.error("%s from %s could not be handled: %s", type(decoded.message).__name__, parcel.sender, what)
 
     def _fault(self, kind: str, parcel: Parcel, what: object) -> None:
         if parcel.guest:  # who is not even what it says: the transport limits what a guest may say

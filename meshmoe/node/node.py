@@ -282,6 +282,7 @@ class Node:
 
     def _begin_custody(self, parts: Parts, source: ModelSource, model: MoeModel, pool: ExpertPool) -> None:
         name, digest = self.settings.node, source.manifest.model_digest
+        parts.gossip.view.limit([layer.n_experts for layer in model.layers])
         expert_bytes = {expert: model.expert_bytes[expert.layer] for expert in model.experts}
         machine = CustodyMachine(
             CUSTODY,

@@ -9,6 +9,7 @@ import trio
 
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import PeerError
+from meshmoe.gossip.values import Claims, Demand, Holdings, Link, Links
 from meshmoe.model.tiny import make_tiny_checkpoint
 from meshmoe.wire.frames import TensorFrame, TensorHeader
 from meshmoe.wire.messages import ExpertCall, ExpertRows, Unit, UnitRequest
@@ -168,3 +169,29 @@ def test_one_peer_does_not_take_all_the_room(tmp_path, model):
             assert not server._has_room("b", 129 << 20), "all calls together hold no more than 256 MiB"
 
     trio.run(main)
+
+
+def test_gossip_about_experts_that_the_model_does_not_have(tmp_path, model):
+    """It is in form, so it reaches custody, placement, dispatch and the status: all must bear it."""
+
+    async def main():
+        async with open_test_mesh(tmp_path) as mesh:
+            victim = await mesh.add("victim", model, 0.6)
+            bad = await mesh.add("bad", model, 0.6)
+            await mesh.add("other", model, 0.6)
+            await mesh.settle()
+            for layer, index in ((999, 5), (0, 60_000), (3, 0), (0, 31)):
+                bad.parts.gossip.publish(
+                    Holdings.of(layer, [index]),
+                    Claims.of(layer, {index: 7}),
+                    Demand.of(layer, [1000.0] * min(index + 1, 8000)),
+                )
+            bad.parts.gossip.publish(Links([Link("nobody", 1, 1 << 40), Link("victim", 0, 0)]))
+            await trio.sleep(0.3)
+            for _ in range(3):
+                tokens = await written(victim, PROMPT, GREEDY)
+                await trio.sleep(1.0)
+                assert victim.status().serving.ready
+            return tokens
+
+    assert trio.run(main) == trio.run(written_alone, model, [PROMPT], [GREEDY])[0]

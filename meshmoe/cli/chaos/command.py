@@ -189,6 +189,7 @@ async def _check(
     ended_s = max((end for _, _, end in faults.spans), default=0.0)
     findings.injected, findings.garbage_parcels = dict(faults.injected), faults.garbage_parcels
     problems = findings.problems
+    problems += faults.failures
     try:
         await mesh.wait_settled(*names, timeout_s=SETTLE_S_MAX)
         findings.agreed_after_s = now_s() - ended_s

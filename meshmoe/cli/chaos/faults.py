@@ -15,14 +15,17 @@ import trio
 
 from meshmoe.cli.chaos.garbage import send_as_member, send_as_stranger, send_noise
 from meshmoe.cli.chaos.namespaces import Namespaces
-from meshmoe.cli.chaos.plan import Fault
-from meshmoe.cli.local_mesh import LocalNode
+from meshmoe.cli.chaos.plan import KINDS, Fault
+from meshmoe.cli.local_mesh import LocalNode, NodeFailedError
 from meshmoe.core.endpoints import Endpoints
 from meshmoe.core.errors import ConfigError
 from meshmoe.transport.keyring import new_key_pair
 
 LINK = {"rtt": "1.2ms", "rate": "500Mbit/s", "jitter": "0.2ms", "loss": "0%"}
 """Every link when nothing is wrong with it: the paper's rate."""
+
+LATE_S_MAX = 60.0
+"""A fault that takes something away waits so long for the one before to be over; then it is left out."""
 
 START_S_MAX = 400.0
 """A box that runs five nodes on two cores takes minutes to start one."""
@@ -64,6 +67,9 @@ class Faults:
         self._down_since_s: dict[str, float] = {}
         self._down_until_s: dict[str, float] = {}
         self.garbage_parcels = 0
+        self.failures: list[str] = []
+        """Nodes that did not come back, in words."""
+        self._taking_away = trio.Lock()
         self.write_links()
 
     @property
@@ -80,12 +86,23 @@ class Faults:
         async with trio.open_nursery() as nursery:
             for fault in plan:
                 await trio.sleep(max(0.0, fault.at_s - self._now_s()))
-                nursery.start_soon(self._one, fault)
+                if KINDS[fault.kind].takes_away and self._now_s() > fault.at_s + LATE_S_MAX:
+                    continue
+                nursery.start_soon(self._in_turn, fault)
+
+    async def _in_turn(self, fault: Fault) -> None:
+        if not KINDS[fault.kind].takes_away:
+            await self._one(fault)
+            return
+        # A slow box may take longer to come back than the plan allows for.
+        async with self._taking_away:
+            if self._now_s() < fault.at_s + LATE_S_MAX:
+                await self._one(fault)
 
     async def _one(self, fault: Fault) -> None:
         node, began_s = self._nodes[fault.node], self._now_s()
-        if node.exit_code is not None:
-            return  # still on its way back from an earlier one
+        if fault.node in self._down_since_s or node.exit_code is not None:
+            return
         self.injected[fault.kind] += 1
         match fault.kind:
             case "kill" | "wipe" | "leave":
@@ -128,7 +145,10 @@ class Faults:
             (node.directory / "state" / "custody.msgpack").unlink(missing_ok=True)
         await trio.sleep(fault.lasts_s)
         node.start("--peer", self._word())
-        await node.wait_status(lambda status: bool(status["serving"]["ready"]), "serving again", START_S_MAX)
+        try:
+            await node.wait_status(lambda status: bool(status["serving"]["ready"]), "serving again", START_S_MAX)
+        except NodeFailedError as error:
+            self.failures.append(f"after {fault.kind}: {error}")
         self._up(fault.node)
         self.write_links()  # they may have changed while it started
 
