@@ -165,6 +165,30 @@ def compare(recorded: Sequence[Recorded], *, quick: bool) -> Iterator[list[Score
         yield [score_policy(policy, fit, judge, cell) for policy in all_policies()]
 
 
+class Bound(msgspec.Struct, frozen=True):
+    """How few rounds a token any placement could have on the half on which policies are scored.
+
+    Attributes:
+        trace, redundancy, capacity: The setting; links do not matter.
+        rounds: The bound.
+    """
+
+    trace: str
+    redundancy: float
+    capacity: str
+    rounds: float
+
+
+def bounds(recorded: Recorded) -> Iterator[Bound]:
+    """For the redundancies at which memory is scarce."""
+    from meshmoe.placement.policies.fewest_rounds import fewest_rounds  # scipy takes a while to import
+
+    for capacity in CAPACITIES:
+        for redundancy in REDUNDANCIES[:3]:
+            _, judge = worlds(recorded, Cell(recorded.name, redundancy, capacity, "edge"))
+            yield Bound(recorded.name, redundancy, capacity, fewest_rounds(judge))
+
+
 class Gap(msgspec.Struct, frozen=True):
     """How far a policy's cost is from the best possible, on the trace it was fitted to.
 

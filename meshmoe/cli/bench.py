@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from meshmoe.bench.paper import run_paper, run_sweep
-from meshmoe.bench.placement import Gap, Score, compare, gap_to_optimum
+from meshmoe.bench.placement import Gap, Score, bounds, compare, gap_to_optimum
 from meshmoe.bench.recorded import load_recorded
 from meshmoe.bench.tables import gap_table, paper_table, score_tables, verdicts
 from meshmoe.cli.bench_engine import calls, cuda, decode, kernels, make_model
@@ -56,6 +56,15 @@ def placement(quick: bool, as_json: bool, optimum: bool) -> None:
 
 for command in (live, links, kernels, decode, calls, prefill, serve, mesh, watchers, cuda, make_model):
     bench.add_command(command)
+
+
+@bench.command()
+@click.option("--trace", default="edge-12m", show_default=True, help="edge-12m or edge-28m.")
+def bound(trace: str) -> None:
+    """Show how few rounds a token any placement could have on the half on which policies are scored."""
+    click.echo("| trace | capacity | redundancy | rounds at least |\n|---|---|---|---|")
+    for one in bounds(load_recorded(trace)):
+        click.echo(f"| {one.trace} | {one.capacity} | {one.redundancy:g} | {one.rounds:.3f} |")
 
 
 @bench.command()
