@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -77,6 +78,26 @@ def spread_slots(world: World, room_bytes: Ints) -> Ints:
         slots[node, layer] += 1
         room[node] -= sizes[layer]
     return slots
+
+
+def balance(world: World, spread: Callable[[Floats, Ints, NDArray[np.bool_]], None]) -> Holders:
+    """Place layer by layer with an eye on load alone, as EPLB and SmartMoE do, and repair coverage.
+
+    Args:
+        world: Whose nodes get slots by `spread_slots`.
+        spread: Fills a layer's ``[nodes, experts]``; is told each expert's load, the sum over all nodes (who asks is
+            not looked at), and each node's slots.
+
+    Raises:
+        ValueError: There is no way to cover an expert.
+    """
+    holders, demand = no_holders(world), demands(world)
+    slots = spread_slots(world, world.capacity_bytes)
+    load = demand.sum(axis=0) + 1e-12
+    for layer in range(world.shape.layers):
+        count = int(world.shape.exists[layer].sum())
+        spread(load[layer, :count], slots[:, layer], holders[:, layer, :count])
+    return cover(world, holders, demand)
 
 
 def cover(world: World, holders: Holders, demand: Floats) -> Holders:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from meshmoe.placement.policies.base import cover, demands, no_holders, pack, spread_slots
+from meshmoe.placement.policies.base import balance, pack
 from meshmoe.placement.trace import Floats, Ints
 from meshmoe.placement.world import Holders, World
 
@@ -55,15 +55,11 @@ class GlobalEplb:
 
     def place(self, world: World) -> Holders:
         """Every node full, as far as copies are of use."""
-        holders, demand = no_holders(world), demands(world)
-        slots = spread_slots(world, world.capacity_bytes)
-        total = demand.sum(axis=0)
-        for layer in range(world.shape.layers):
-            count = int(world.shape.exists[layer].sum())
-            load = total[layer, :count] + 1e-12
-            copies = replicate(load, int(slots[:, layer].sum()), len(world.nodes))
-            place_copies(load, copies, holders[:, layer, :count], slots[:, layer])
-        return cover(world, holders, demand)
+        return balance(world, _spread)
+
+
+def _spread(load: Floats, slots: Ints, held: NDArray[np.bool_]) -> None:
+    place_copies(load, replicate(load, int(slots.sum()), len(slots)), held, slots)
 
 
 class HierarchicalEplb:
@@ -77,19 +73,15 @@ class HierarchicalEplb:
 
     def place(self, world: World) -> Holders:
         """Every node full, as far as copies are of use."""
-        holders, demand = no_holders(world), demands(world)
-        slots = spread_slots(world, world.capacity_bytes)
-        total = demand.sum(axis=0)
-        for layer in range(world.shape.layers):
-            count = int(world.shape.exists[layer].sum())
-            load = total[layer, :count] + 1e-12
-            groups = next(g for g in range(min(GROUPS, count), 0, -1) if count % g == 0)
-            members = np.arange(count).reshape(groups, -1)
-            held = holders[:, layer, :count]
-            for node, packed in enumerate(pack(load[members].sum(axis=1), slots[:, layer] // members.shape[1])):
-                held[node, members[packed].ravel()] = True
-            copies = replicate(load, int(slots[:, layer].sum()), len(world.nodes))
-            left_out = np.where(held.any(axis=0), 0, 1)  # groups that no node had whole room for are split
-            place_copies(load, np.maximum(left_out, held.sum(axis=0)), held, slots[:, layer])
-            place_copies(load, np.maximum(copies, held.sum(axis=0)), held, slots[:, layer])
-        return cover(world, holders, demand)
+        return balance(world, _spread_groups)
+
+
+def _spread_groups(load: Floats, slots: Ints, held: NDArray[np.bool_]) -> None:
+    groups = next(g for g in range(min(GROUPS, len(load)), 0, -1) if len(load) % g == 0)
+    members = np.arange(len(load)).reshape(groups, -1)
+    for node, packed in enumerate(pack(load[members].sum(axis=1), slots // members.shape[1])):
+        held[node, members[packed].ravel()] = True
+    copies = replicate(load, int(slots.sum()), len(slots))
+    left_out = np.where(held.any(axis=0), 0, 1)  # groups that no node had whole room for are split
+    place_copies(load, np.maximum(left_out, held.sum(axis=0)), held, slots)
+    place_copies(load, np.maximum(copies, held.sum(axis=0)), held, slots)

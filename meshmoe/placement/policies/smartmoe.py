@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from meshmoe.placement.policies.base import cover, demands, no_holders, pack, spread_slots
+import numpy as np
+from numpy.typing import NDArray
+
+from meshmoe.placement.policies.base import balance, pack
+from meshmoe.placement.trace import Floats, Ints
 from meshmoe.placement.world import Holders, World
 
 
@@ -17,11 +21,9 @@ class SmartMoE:
 
     def place(self, world: World) -> Holders:
         """One holder for every expert."""
-        holders, demand = no_holders(world), demands(world)
-        slots = spread_slots(world, world.capacity_bytes)
-        total = demand.sum(axis=0)
-        for layer in range(world.shape.layers):
-            count = int(world.shape.exists[layer].sum())
-            for node, experts in enumerate(pack(total[layer, :count], slots[:, layer])):
-                holders[node, layer, experts] = True
-        return cover(world, holders, demand)
+        return balance(world, _spread)
+
+
+def _spread(load: Floats, slots: Ints, held: NDArray[np.bool_]) -> None:
+    for node, experts in enumerate(pack(load, slots)):
+        held[node, experts] = True
