@@ -76,6 +76,9 @@ class _NodeCollector(Collector):
         rounds = {"decode": totals.decode_rounds, "prefill": totals.prefill_rounds}
         yield _counters("meshmoe_rounds", "Layers that waited for another node", "phase", rounds)
         yield CounterMetricFamily("meshmoe_decode_steps", "Steps after the first token", totals.decode_steps)
+        yield CounterMetricFamily("meshmoe_decode_tokens", "Tokens that these steps told", totals.decode_tokens)
+        drafted = {"right": totals.accepted_tokens, "wrong": totals.drafted_tokens - totals.accepted_tokens}
+        yield _counters("meshmoe_drafted_tokens", "Tokens guessed ahead, by what became of them", "outcome", drafted)
 
     def _experts(self) -> Iterator[Metric]:
         status, totals = self._status, self._meters.totals

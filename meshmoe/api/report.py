@@ -22,6 +22,11 @@ class GenerationReport(msgspec.Struct, kw_only=True):
     decode_s: float
     tokens_per_s: float
     decode_steps: int
+    decode_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    acceptance: float | None
+    tokens_per_pass: float
     decode_rounds: int
     prefill_rounds: int
     rounds_per_token: float
@@ -49,8 +54,13 @@ def report(choices: Sequence[GenerationStats]) -> GenerationReport:
         prefill_s=round(total.prefill_s, 6),
         decode_s=round(total.decode_s, 6),
         # The first token belongs to the prefill, so it is left out of the decoding rate.
-        tokens_per_s=round(total.decode_steps / total.decode_s, 3) if total.decode_s > 0 else 0.0,
+        tokens_per_s=round(total.decode_tokens / total.decode_s, 3) if total.decode_s > 0 else 0.0,
         decode_steps=total.decode_steps,
+        decode_tokens=total.decode_tokens,
+        drafted_tokens=total.drafted_tokens,
+        accepted_tokens=total.accepted_tokens,
+        acceptance=None if total.acceptance is None else round(total.acceptance, 4),
+        tokens_per_pass=round(total.tokens_per_pass, 4),
         decode_rounds=total.decode_rounds,
         prefill_rounds=total.prefill_rounds,
         rounds_per_token=round(total.rounds_per_token, 4),
@@ -68,6 +78,9 @@ _COUNTS = (
     "prompt_tokens",
     "completion_tokens",
     "decode_steps",
+    "decode_tokens",
+    "drafted_tokens",
+    "accepted_tokens",
     "decode_rounds",
     "prefill_rounds",
     "expert_calls_local",

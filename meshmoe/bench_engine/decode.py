@@ -11,7 +11,8 @@ import trio
 
 from meshmoe.bench_engine.bandwidth import readers
 from meshmoe.bench_engine.turns import Progress
-from meshmoe.engine.engine import Engine, open_engine
+from meshmoe.engine.drafts.mode import OFF
+from meshmoe.engine.engine import Engine, EngineLimits, open_engine
 from meshmoe.engine.model import Decode, MoeModel, load_moe_model
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.request import FinishEvent, GenerationRequest, GenerationStats, SamplingParams, TokenEvent
@@ -109,11 +110,11 @@ async def _in_turns(
     for turn in range(turns + 1):
         progress(f"turn {turn} of {turns}" if turn else "warming up")
         for path, model in models.items():
-            async with open_engine(model, pool) as engine:
+            async with open_engine(model, pool, limits=EngineLimits(drafts=OFF)) as engine:
                 count = tokens if path == "lean" else max(2, tokens // 4)
                 texts[path], stats = await _write(engine, prompt, count)
             if turn:
-                rates[path].append(stats.decode_steps / stats.decode_s)
+                rates[path].append(stats.decode_tokens / stats.decode_s)
         for name, measure in read.items():
             figure = measure()
             if turn:

@@ -139,9 +139,9 @@ def _token_ms(answer: Answer) -> float:
 
 
 def _reported(answers: Sequence[Answer]) -> tuple[int, float, float, float]:
-    """Decode steps, rounds a step, hit ratio and milliseconds of waiting a step, as our own nodes report them."""
+    """Decoded tokens, rounds a token, hit ratio and milliseconds of waiting a token, as our own nodes report them."""
     reports = [answer.report for answer in answers if answer.report]
-    steps = sum(report["decode_steps"] for report in reports)
+    steps = sum(report["decode_tokens"] for report in reports)
     if not steps:
         return 0, 0.0, 0.0, 0.0
     rounds = sum(report["decode_rounds"] for report in reports)

@@ -30,6 +30,7 @@ from meshmoe.core.ids import NodeId, node_id
 from meshmoe.core.links import LinkShape
 from meshmoe.core.token import parse_address, parse_peer
 from meshmoe.core.units import format_size, parse_size
+from meshmoe.engine.drafts.mode import parse_draft_mode
 from meshmoe.node.data_files import read_data_file
 from meshmoe.node.discovery import Beacon, announced_hosts, open_beacon
 from meshmoe.node.measure import auto_threads
@@ -80,6 +81,13 @@ DESCRIPTORS_MIN = 192
     help="Its first line is the key that requests to --http must bring.  [else $MESHMOE_API_KEY]",
 )
 @click.option("--profile", metavar="FILE", help="What this box is: a file, or the name of one in nodes/.")
+@click.option(
+    "--drafts",
+    default="auto",
+    show_default=True,
+    metavar="MODE",
+    help="Tokens guessed ahead to save round trips, never changing the text: auto, off, lookup, or how many a pass.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Compute threads.")
 @click.option(
     "--kv-cache",
@@ -145,6 +153,7 @@ def join(  # noqa: D103 - the help text stands above
     http: str | None,
     api_key_file: Path | None,
     profile: str | None,
+    drafts: str,
     threads: int | None,
     kv_cache: str | None,
     decode: Literal["auto", "lean", "generic"],
@@ -175,6 +184,7 @@ def join(  # noqa: D103 - the help text stands above
         advertise=_host(advertise) if advertise is not None else None,
         model=model,
         capacity=capacity_of(flag, box),
+        drafts=parse_draft_mode(drafts),
         threads=threads or (box.threads if box is not None else None) or auto_threads(),
         kv_cache_bytes=parse_size(kv_cache) if kv_cache is not None else None,
         decode=decode,

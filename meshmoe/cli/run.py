@@ -86,9 +86,12 @@ class _Written:
             sys.stdout.flush()
         if sys.stderr.isatty():
             report = self._report
+            drafts = ""
+            if report["acceptance"] is not None:
+                drafts = f"{report['tokens_per_pass']:.2f} tokens a pass ({report['acceptance']:.0%} of drafts right), "
             click.secho(
                 f"{report['completion_tokens']} tokens, {report['tokens_per_s']:.1f} tok/s, "
-                f"{report['rounds_per_token']:.2f} rounds a token, hit ratio {report['hit_ratio']:.0%}, "
+                f"{report['rounds_per_token']:.2f} rounds a token, {drafts}hit ratio {report['hit_ratio']:.0%}, "
                 f"{format_size(report['sent_bytes'])} sent",
                 dim=True,
                 err=True,

@@ -112,10 +112,16 @@ def _serving(serving: ServingStatus) -> Iterator[Text]:
     rounds = "-" if serving.rounds_per_token is None else f"{serving.rounds_per_token:.2f}"
     yield Text(
         f"{_INDENT}{serving.completion_tokens} tokens, {serving.tokens_per_s:.1f} tok/s a request, "
-        f"{serving.tokens_per_s_now:.1f} tok/s now, hit ratio {hit}, {rounds} rounds a token, "
+        f"{serving.tokens_per_s_now:.1f} tok/s now, hit ratio {hit}, {rounds} rounds a token, {_drafts(serving)}"
         f"{serving.expert_calls_served} expert calls for others"
     )
     yield from _latency(serving.latency)
+
+
+def _drafts(serving: ServingStatus) -> str:
+    if serving.acceptance is None or serving.tokens_per_pass is None:
+        return ""
+    return f"{serving.tokens_per_pass:.2f} tokens a pass ({serving.acceptance:.0%} of drafts right), "
 
 
 def _latency(latency: LatencyStatus) -> Iterator[Text]:

@@ -19,6 +19,7 @@ from meshmoe.engine.admission import Admission
 from meshmoe.engine.compute import ComputeThread, open_compute
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import CALL_ROWS_MAX, compute_rows
+from meshmoe.engine.drafts.mode import AUTO, DraftMode
 from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation, generate
 from meshmoe.engine.grammar import Grammars
@@ -54,6 +55,7 @@ class EngineLimits:
             waiting; a peer that is refused asks another holder.
         events_max: Events of a request that its consumer has not taken; at this many the request pauses.
         threads: torch's threads for one operation.
+        drafts: How tokens are guessed ahead on the lean path.
         kv_cache_bytes: Room for all requests' keys and values on the lean path; None for `default_kv_cache_bytes`.
         stop_timeout_s: How long the compute thread may take to stop.
     """
@@ -63,6 +65,7 @@ class EngineLimits:
     peer_calls_max: int = 256
     events_max: int = 32
     threads: int = 1
+    drafts: DraftMode = AUTO
     kv_cache_bytes: int | None = None
     stop_timeout_s: float = 5.0
 
@@ -116,7 +119,7 @@ class Engine:
         self.limits = limits
         self.counts = ActivationCounts.zeros([layer.n_experts for layer in model.layers])
         self._lean = _lean_engine(self, remote)
-        self._scheduler = _scheduler(self._lean, compute, nursery)
+        self._scheduler = _scheduler(self._lean, compute, nursery, limits.drafts)
         self._remote = remote
         self._compute = compute
         self._admission = Admission(limits.active_max, limits.queue_max)
@@ -335,12 +338,14 @@ def _lean_engine(engine: Engine, remote: RemoteExperts | None) -> LeanEngine | N
     return LeanEngine(engine.model.lean, engine.pool, sizes, remote, engine.counts, kv_bytes)
 
 
-def _scheduler(lean: LeanEngine | None, compute: ComputeThread, nursery: trio.Nursery) -> Scheduler | None:
+def _scheduler(
+    lean: LeanEngine | None, compute: ComputeThread, nursery: trio.Nursery, drafts: DraftMode
+) -> Scheduler | None:
     if lean is None:
         return None
     from meshmoe.engine.lean.scheduler import Scheduler
 
-    return Scheduler(lean, compute, nursery)
+    return Scheduler(lean, compute, nursery, drafts)
 
 
 def default_kv_cache_bytes(model: MoeModel, active_max: int) -> int:

@@ -85,6 +85,7 @@ def generate(
             logits, cache = model.forward(writer.ids[-1:], generation.context_tokens, cache)
             generation.context_tokens += 1
         stats.decode_steps += 1
+        stats.decode_tokens += 1
 
 
 def _read(job: Job, generation: Generation, ids: list[int]) -> tuple[Tensor, Any]:

@@ -86,6 +86,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
         prefill_s: From then to the first token.
         decode_s: From the first token to the last.
         decode_steps: Forward passes after the first token.
+        decode_tokens: Tokens that these passes told; more than passes where drafts were right.
         decode_rounds: Rounds in those passes: layers that had to wait for at least one other node.
         drafted_tokens: Tokens guessed ahead and checked.
         accepted_tokens: Those of them that were right.
@@ -106,6 +107,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     prefill_s: float = 0.0
     decode_s: float = 0.0
     decode_steps: int = 0
+    decode_tokens: int = 0
     decode_rounds: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
@@ -127,7 +129,17 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     @property
     def rounds_per_token(self) -> float:
         """Rounds a decoded token; 0 when nothing was decoded."""
-        return self.decode_rounds / self.decode_steps if self.decode_steps else 0.0
+        return self.decode_rounds / self.decode_tokens if self.decode_tokens else 0.0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens that a decode pass told on average; 1 without drafts, or when nothing was decoded."""
+        return self.decode_tokens / self.decode_steps if self.decode_steps else 1.0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the drafted tokens that were right; None when none was drafted."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
 
 
 class FinishEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ class Writer:
         stats: The request's counters.
         finished: Whether the text has ended.
         room: Tokens that may still be written.
+        ends: Tokens that end it.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Writer:
         self.finished = False
         self.room = tokens_max
         self._model = model
-        self._ends = frozenset() if request.sampling.ignore_eos else model.eos_ids
+        self.ends = frozenset() if request.sampling.ignore_eos else model.eos_ids
         self._admitted_at = admitted_at
         self._text = _Text(model, request.sampling.stop)
         self._began = False
@@ -63,7 +64,7 @@ class Writer:
         if not self._began:
             self._began, stats.prefill_s = True, elapsed_s
         stats.decode_s = elapsed_s - stats.prefill_s
-        if choice.token_id in self._ends:
+        if choice.token_id in self.ends:
             return [self._finish("stop")]
         stats.completion_tokens += 1
         self.room -= 1

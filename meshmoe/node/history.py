@@ -49,7 +49,7 @@ class History:
         now_s = time.monotonic()
         local = totals.expert_calls_local - self._before.expert_calls_local
         calls = local + totals.expert_calls_remote - self._before.expert_calls_remote
-        steps = totals.decode_steps - self._before.decode_steps
+        told = totals.decode_tokens - self._before.decode_tokens
         rounds = totals.decode_rounds - self._before.decode_rounds
         written = max(0, tokens_written - self._written_before)
         self.samples.append(
@@ -57,7 +57,7 @@ class History:
                 at_s=round(time.time(), 1),
                 tokens_per_s=round(written / max(now_s - self._at_s, 1e-3), 2),
                 hit_ratio=round(local / calls, 4) if calls else None,
-                rounds_per_token=round(rounds / steps, 3) if steps else None,
+                rounds_per_token=round(rounds / told, 3) if told else None,
             )
         )
         self._before, self._written_before, self._at_s = msgspec.structs.replace(totals), tokens_written, now_s

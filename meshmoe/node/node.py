@@ -158,7 +158,9 @@ class Node:
         self.pool = self._make_pool(self.model_source, self.model)
         self._begin_custody(parts, self.model_source, self.model, self.pool)
         self._begin_placement(parts, self.model, self.pool)
-        limits = EngineLimits(threads=self.settings.threads, kv_cache_bytes=self.settings.kv_cache_bytes)
+        limits = EngineLimits(
+            drafts=self.settings.drafts, threads=self.settings.threads, kv_cache_bytes=self.settings.kv_cache_bytes
+        )
         async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:

@@ -90,7 +90,9 @@ class Serving:
         """The figures now."""
         recent = list(self._recent)
         calls = sum(s.expert_calls_local + s.expert_calls_remote for s in recent)
-        steps = sum(s.decode_steps for s in recent)
+        told = sum(s.decode_tokens for s in recent)
+        drafted = sum(s.drafted_tokens for s in recent)
+        passes = sum(s.decode_steps for s in recent)
         busy_s = sum(s.prefill_s + s.decode_s for s in recent)
         stats = self.engine.stats() if self.engine is not None else None
         begin_s = trio.current_time() - CALLS_RECENT_S
@@ -106,7 +108,9 @@ class Serving:
             completion_tokens=self.completion_tokens,
             tokens_per_s=sum(s.completion_tokens for s in recent) / busy_s if busy_s > 0 else 0.0,
             hit_ratio=sum(s.expert_calls_local for s in recent) / calls if calls else None,
-            rounds_per_token=sum(s.decode_rounds for s in recent) / steps if steps else None,
+            rounds_per_token=sum(s.decode_rounds for s in recent) / told if told else None,
+            tokens_per_pass=told / passes if passes else None,
+            acceptance=sum(s.accepted_tokens for s in recent) / drafted if drafted else None,
             expert_calls_served=calls_served,
             calls_recent=times.calls,
             call_p50_ms=round(1000 * times.p50_s, 3),

@@ -13,6 +13,7 @@ from meshmoe.core.config import Capacity, Profile
 from meshmoe.core.ids import NodeId, node_id
 from meshmoe.core.links import LinkShape
 from meshmoe.core.token import Contact
+from meshmoe.engine.drafts.mode import AUTO, DraftMode
 
 DEFAULT_PORT = 7337
 """Of the control lane; the data and bulk lanes listen on the next two."""
@@ -32,6 +33,7 @@ class NodeSettings:
         threads: Compute threads.
         kv_cache_bytes: Room for the keys and values of all requests; None for the engine's default.
         decode: ``auto``, ``lean`` or ``generic``: how the model is computed (`load_moe_model`).
+        drafts: How tokens are guessed ahead.
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         socket_path: The local socket.
         http: Host and port of the API; None for the socket alone.
@@ -58,6 +60,7 @@ class NodeSettings:
     threads: int = 1
     kv_cache_bytes: int | None = None
     decode: Literal["auto", "lean", "generic"] = "auto"
+    drafts: DraftMode = AUTO
     dtype: str = "auto"
     socket_path: Path
     http: tuple[str, int] | None = None

@@ -138,6 +138,8 @@ class ServingStatus(msgspec.Struct, kw_only=True):
         tokens_per_s: Tokens a second that one request sees, prompt included, over the last 64 finished requests.
         hit_ratio: Share of expert calls served locally; None before the first.
         rounds_per_token: Rounds a decoded token; None before the first.
+        tokens_per_pass: Tokens that a decode pass told; more than 1 where drafts were right; None before the first.
+        acceptance: Share of drafted tokens that were right; None where none was drafted.
         expert_calls_served: (token, expert) pairs computed here for other nodes.
         calls_recent: Decode calls to peers that were answered in the last 10 s.
         call_p50_ms: Their median, from sending to answer; 0 when there were none.
@@ -160,6 +162,8 @@ class ServingStatus(msgspec.Struct, kw_only=True):
     tokens_per_s: float = 0.0
     hit_ratio: float | None = None
     rounds_per_token: float | None = None
+    tokens_per_pass: float | None = None
+    acceptance: float | None = None
     expert_calls_served: int = 0
     calls_recent: int = 0
     call_p50_ms: float = 0.0

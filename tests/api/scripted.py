@@ -234,6 +234,7 @@ class _Events:
                 prompt_tokens=self._prompt_tokens,
                 completion_tokens=self._count,
                 decode_steps=self._count - 1,
+                decode_tokens=self._count - 1,
                 decode_rounds=2 * (self._count - 1),
                 decode_s=0.5,
                 prefill_s=0.25,

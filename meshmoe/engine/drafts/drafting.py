@@ -51,10 +51,15 @@ class RequestDrafts:
         lookup: The text, for looking up.
     """
 
-    def __init__(self, drafting: Drafting, ids: Sequence[int]) -> None:
-        """Begin with the text so far, pending token included, and with what other requests taught."""
+    def __init__(self, drafting: Drafting) -> None:
+        """Begin with what other requests taught."""
         self.records = {drafter: Acceptance(chances) for drafter, chances in drafting.chances.items()}
-        self.lookup = PromptLookup(ids if drafting.mode.kind in ("auto", "lookup") else ())
+        self.lookup = PromptLookup()
+
+    def catch_up(self, ids: Sequence[int]) -> None:
+        """Take in what was written since."""
+        for at in range(self.lookup.length, len(ids)):
+            self.lookup.push(ids[at])
 
 
 @dataclass(slots=True)
@@ -63,7 +68,7 @@ class Asked:
 
     Attributes:
         sequence: What it has read.
-        pending: Its last token, written but not yet read.
+        ids: Its text; all but the last token has been read.
         sampler: Chooses its tokens.
         stats: Its counters.
         drafts: Its part of drafting.
@@ -72,7 +77,7 @@ class Asked:
     """
 
     sequence: LeanSequence
-    pending: int
+    ids: Sequence[int]
     sampler: Sampler
     stats: GenerationStats
     drafts: RequestDrafts
@@ -133,8 +138,6 @@ class Drafting:
         for one, length, draft in zip(asked, before, drafts, strict=True):
             found = self._accept(one, draft, logits[at : at + len(draft) + 1])
             one.sequence.truncate(length + len(found))
-            for choice in found:
-                one.drafts.lookup.push(choice.token_id)
             chosen.append(found)
             at += len(draft) + 1
         self._learn(asked, plans, [len(draft) for draft in drafts], [len(found) - 1 for found in chosen])
@@ -144,7 +147,7 @@ class Drafting:
         rows = [
             Row(one.sequence, token, one.stats)
             for one, draft in zip(asked, drafts, strict=True)
-            for token in (one.pending, *draft)
+            for token in (one.ids[-1], *draft)
         ]
         began = perf_counter()
         logits = batch.forward(rows)
@@ -162,6 +165,9 @@ class Drafting:
     def _plan(self, asked: Sequence[Asked]) -> list[DraftPlan]:
         most = max(0, min(DEPTH_MAX, self.mode.length, ROWS_MAX // len(asked) - 1))
         limits = [min(most, one.room) for one in asked]
+        if self.mode.kind in ("auto", "lookup"):
+            for one in asked:
+                one.drafts.catch_up(one.ids)
         match self.mode.kind:
             case "off":
                 return [DraftPlan("local", 0) for _ in asked]
@@ -199,7 +205,7 @@ class Drafting:
                 rows = [
                     Row(
                         asked[at].sequence,
-                        drafts[at][-1] if drafts[at] else asked[at].pending,
+                        drafts[at][-1] if drafts[at] else asked[at].ids[-1],
                         asked[at].stats,
                         local=True,
                     )

@@ -21,6 +21,11 @@ class PromptLookup:
         for token in ids:
             self.push(token)
 
+    @property
+    def length(self) -> int:
+        """Tokens known."""
+        return len(self._ids)
+
     def push(self, token: int) -> None:
         """A token was written."""
         end = len(self._ids)

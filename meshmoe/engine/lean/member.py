@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 from torch import Tensor
 
+from meshmoe.engine.drafts.drafting import Asked, Drafting, RequestDrafts
 from meshmoe.engine.generate import Generation
 from meshmoe.engine.lean.batch import LeanEngine, Row
 from meshmoe.engine.request import GenerationEvent
@@ -25,7 +26,7 @@ class Member:
         failure: What stopped it.
     """
 
-    def __init__(self, generation: Generation, lean: LeanEngine) -> None:
+    def __init__(self, generation: Generation, lean: LeanEngine, drafting: Drafting) -> None:
         self.generation = generation
         self.writer = generation.writer()
         self.busy = False
@@ -33,6 +34,7 @@ class Member:
         self.done = trio.Event()
         self.failure: Exception | None = None
         self._lean = lean
+        self._drafts = RequestDrafts(drafting)
         self.sequence = lean.sequence()
 
     @property
@@ -66,6 +68,14 @@ class Member:
             Row(self.sequence, ids[at], self.writer.stats, decode=False, logits=at == len(ids) - 1)
             for at in range(begin, begin + count)
         ]
+
+    def asked(self) -> Asked:
+        """What a decode pass must know of it."""
+        writer, switch = self.writer, self.generation.model.cache.switch_tokens
+        room = min(writer.room, self.generation.stream.room // EVENTS_A_TOKEN_MAX) - 1
+        if switch is not None and not self.sequence.long:
+            room = min(room, switch - len(writer.ids))  # beyond, the text is read again with other frequencies
+        return Asked(self.sequence, writer.ids, writer.sampler, writer.stats, self._drafts, max(0, room), writer.ends)
 
     def read(self, logits: Tensor | None) -> list[GenerationEvent]:
         """Note that rows have been read; ``logits`` (``[V]``) of the last if they were the text's last."""

@@ -27,9 +27,11 @@ import trio
 
 from meshmoe.core.errors import OverloadedError
 from meshmoe.engine.compute import Bell, ComputeThread, Job
+from meshmoe.engine.drafts.drafting import Drafting
+from meshmoe.engine.drafts.mode import AUTO, DraftMode
 from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation
-from meshmoe.engine.lean.batch import BatchAbandonedError, LeanBatch, LeanEngine, Row
+from meshmoe.engine.lean.batch import BatchAbandonedError, LeanBatch, LeanEngine
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.member import Member
 from meshmoe.engine.lean.model import ROWS_MAX
@@ -67,8 +69,11 @@ class _Lane:
 class Scheduler:
     """See the module. `serve` is for the trio thread; what begins with an underscore, but for `_drive`, is not."""
 
-    def __init__(self, lean: LeanEngine, compute: ComputeThread, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, lean: LeanEngine, compute: ComputeThread, nursery: trio.Nursery, drafts: DraftMode = AUTO
+    ) -> None:
         self._lean = lean
+        self._drafting = Drafting(drafts)
         self._compute = compute
         self._nursery = nursery
         self._lanes = [_Lane() for _ in range(LANES)]
@@ -86,7 +91,7 @@ class Scheduler:
         Raises:
             Exception: What stopped it.
         """
-        member = Member(generation, self._lean)
+        member = Member(generation, self._lean, self._drafting)
         self._arrivals.append(member)
         self._serving += 1
         for lane in self._lanes[: self._serving]:
@@ -291,12 +296,12 @@ class Scheduler:
         return events
 
     def _write(self, batch: LeanBatch, group: list[Member]) -> list[list[Choice]]:
-        """Read each member's last token and choose the next."""
-        rows = [Row(member.sequence, member.writer.ids[-1], member.writer.stats) for member in group]
-        logits = batch.forward(rows)
-        for member in group:
+        """Read each member's last token, and drafts behind it; choose as many tokens as that tells."""
+        chosen = self._drafting.advance(batch, [member.asked() for member in group])
+        for member, found in zip(group, chosen, strict=True):
             member.writer.stats.decode_steps += 1
-        return [[member.writer.sampler.choose(row)] for member, row in zip(group, logits, strict=True)]
+            member.writer.stats.decode_tokens += len(found)
+        return chosen
 
     def _account(self, took_s: float, waited_s: float, reading: bool) -> None:
         self._waiting += (waited_s / max(took_s, 1e-9) - self._waiting) / 8

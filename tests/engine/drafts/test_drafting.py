@@ -78,12 +78,12 @@ class Speaker:
         rows = [Row(self.sequence, t, self.stats, decode=False, logits=False) for t in self.ids]
         rows[-1] = rows[-1]._replace(logits=True)
         self.written = [self.sampler.choose(batch.forward(rows)[0])]
-        self.drafts = RequestDrafts(drafting, [*self.ids, self.written[0].token_id])
+        self.drafts = RequestDrafts(drafting)
 
     def asked(self):
         room = TOKENS - len(self.written) - 1
-        last = self.written[-1].token_id
-        return Asked(self.sequence, last, self.sampler, self.stats, self.drafts, max(0, room))
+        text = [*self.ids, *(choice.token_id for choice in self.written)]
+        return Asked(self.sequence, text, self.sampler, self.stats, self.drafts, max(0, room))
 
 
 def node(share=0.4, seed=1, kv_bytes=64 << 20):
