@@ -184,7 +184,7 @@ def run_sweep(count: int, servers: Sequence[int] = (4, 8, 16), seed: int = 0) ->
 def _simulate(
     model: Model, evenness: float, arrivals_s: tuple[float, ...], count: int, seed: int, mesh: Mesh
 ) -> Iterator[Outcome]:
-    policies: tuple[Policy, ...] = (GlobalEplb(), DanceMoE(), Negotiated(), Negotiated(by_demand=True))
+    policies: tuple[Policy, ...] = (GlobalEplb(), DanceMoE(), Negotiated())
     trunk_s = 2 * model.trunk_parameters / READ_BYTES_PER_S
     trunk_row_s = 2 * model.trunk_parameters / FLOPS_PER_S
     rng = np.random.default_rng(seed)

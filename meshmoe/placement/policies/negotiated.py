@@ -1,4 +1,4 @@
-"""meshmoe's own policy: guardians, each node's own choice, and pairwise exchange until nobody gains.
+"""meshmoe's own policy: each node's own choice, guardians for coverage, and pairwise exchange until nobody gains.
 
 Source: this project (DESIGN, section 5; docs/placement.md). The same functions as in the live exchange
 (`meshmoe.placement.exchange`), without its messages: pairs bargain in turn, each with the plan as it then stands.
@@ -12,11 +12,9 @@ import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, settle
 from meshmoe.placement.copies import better_copies
-from meshmoe.placement.cost import mesh_cost
 from meshmoe.placement.lots import Outlook, Side, apply
 from meshmoe.placement.policies.base import demands, layer_bytes
-from meshmoe.placement.policies.dancemoe import DanceMoE
-from meshmoe.placement.seed import guardian_owners
+from meshmoe.placement.seed import missing_owners
 from meshmoe.placement.sketch import shortened
 from meshmoe.placement.table import tabulate
 from meshmoe.placement.trace import Ints
@@ -47,10 +45,11 @@ class Negotiation:
 class Negotiated:
     """meshmoe."""
 
+    name = "meshmoe"
+
     def __init__(
         self,
         *,
-        by_demand: bool = False,
         neighbours_only: bool = False,
         horizon_s: float = 3600.0,
         gain_min: float = 1e-3,
@@ -58,18 +57,14 @@ class Negotiated:
         """Choose the rules.
 
         Args:
-            by_demand: Begin with what DanceMoE would place if all nodes together find that cheaper than the guardians
-                with each node's own copies. The running node always begins with guardians.
             neighbours_only: Bargain over direct links only.
             horizon_s: Over which a move must repay its bytes.
             gain_min: Hysteresis: the least gain of an exchange, as a share of the two ends' cost.
         """
         self._near, self._horizon_s, self._gain_min = neighbours_only, horizon_s, gain_min
-        self._by_demand = by_demand
-        self.name = "meshmoe, seed by demand" if by_demand else "meshmoe"
 
     def place(self, world: World) -> Holders:
-        """Negotiate from the guardians."""
+        """Negotiate from each node's own choice."""
         return self.negotiate(world).holders
 
     def negotiate(self, world: World, start: tuple[Holders, Ints] | None = None) -> Negotiation:
@@ -77,15 +72,9 @@ class Negotiated:
 
         Args:
             world: For its traces and links.
-            start: Holders and owners to begin with; the guardians' if None.
+            start: Holders and owners to begin with; each node's own choice if None.
         """
-        nodes = range(len(world.nodes))
-        if start is None:
-            owner = guardian_owners(world.shape, world.nodes, world.capacity_bytes)
-            start = np.stack([owner == node for node in nodes]), owner
-            if self._by_demand:
-                start = self._cheaper(world, start)
-        table = self._begin(world, start)
+        table = self._begin(world, start or self._seed(world))
         exchanges, rounds = 0, 0
         quiet: set[tuple[int, int]] = set()
         for rounds in range(1, ROUNDS_MAX + 1):
@@ -111,11 +100,19 @@ class Negotiated:
             table.refill(node)
         return table
 
-    def _cheaper(self, world: World, guardians: tuple[Holders, Ints]) -> tuple[Holders, Ints]:
-        popular = DanceMoE().place(world)
-        owner = np.where(popular, demands(world), -1.0).argmax(axis=0)
-        starts = [guardians, (popular, np.where(world.shape.exists, owner, -1))]
-        return min(starts, key=lambda start: mesh_cost(world, self._begin(world, start).outlook.holders))
+    def _seed(self, world: World) -> tuple[Holders, Ints]:
+        """As the running node begins: each node chooses what it wants most, then what nobody owns is adopted."""
+        shape, nodes = world.shape, len(world.nodes)
+        nothing = np.zeros((nodes, *shape.expert_bytes.shape), bool)
+        held = self._begin(world, (nothing, np.full(shape.expert_bytes.shape, -1))).outlook.holders.copy()
+        owner = missing_owners(shape, world.nodes, world.capacity_bytes, shape.exists, held)
+        if ((owner < 0) & shape.exists).any():
+            raise ValueError("the nodes cannot hold the model together")
+        for node, capacity_bytes in enumerate(world.capacity_bytes):
+            everything = held[node] | (owner == node)
+            fits = shape.expert_bytes[everything].sum() <= capacity_bytes
+            held[node] = everything if fits else owner == node  # copies go where an owner needs room
+        return held, owner
 
     def _pairs(self, world: World, number: int) -> list[tuple[int, int]]:
         count = len(world.nodes)
