@@ -100,7 +100,7 @@ class AdmissionDriver:
             return "it was expelled from the mesh"
         if hello.proof is None:
             return "it has no token: make one with `meshmoe token new` on a member, and give it with --peer"
-        now_s = time.time()
+        now_s, known = time.time(), self.roll.records.get(NodeId(hello.node))
         ticket = ticket_of(self.roll.secret, hello.proof.token, hello.proof.expires_s)
         record = AdmissionRecord(
             node=hello.node,
@@ -108,7 +108,8 @@ class AdmissionDriver:
             token=hello.proof.token,
             expires_s=hello.proof.expires_s,
             epoch=self.roll.secret.epoch,
-            admitted_ms=int(now_s * 1000),
+            # Later than whatever is known of the name, also by a clock that is behind.
+            admitted_ms=max(int(now_s * 1000), known.admitted_ms + 1 if known is not None else 0),
             proof=hello.proof.proof,
         )
         problem = self.roll.objection(ticket, now_s) or self.roll.admit(record)

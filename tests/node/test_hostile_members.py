@@ -23,7 +23,7 @@ def model(tmp_path_factory):
     return make_tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("hostile") / "model")
 
 
-async def until(condition, within_s=15.0):
+async def until(condition, within_s=40.0):
     with trio.fail_after(within_s):
         while not condition():
             await trio.sleep(0.02)
@@ -131,7 +131,7 @@ def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_pa
             for _ in range(30):
                 await send(one, tensor(1, 2 * width))
             await until(lambda: victim.parts.messenger.faults["cut_off"] == 1)
-            await until(lambda: victim.status().peers[1].state == "dead", within_s=30)
+            await until(lambda: victim.status().peers[1].state == "dead", within_s=60)
             assert victim.status().faults_by_peer["bad"]["bad_call"] >= 20
 
     trio.run(main)
