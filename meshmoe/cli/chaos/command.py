@@ -190,11 +190,19 @@ async def _check(
     findings.injected, findings.garbage_parcels = dict(faults.injected), faults.garbage_parcels
     problems = findings.problems
     problems += faults.failures
+    for name in names:
+        code = nodes[name].exit_code
+        if code is not None:
+            problems.append(f"{name} has ended with code {code}: {nodes[name].last_words()}")
+    if problems:
+        return
     try:
+        await mesh.wait_serving(*names, timeout_s=START_S_MAX)
         await mesh.wait_settled(*names, timeout_s=SETTLE_S_MAX)
         findings.agreed_after_s = now_s() - ended_s
-    except NodeFailedError as error:
+    except (NodeFailedError, httpx.HTTPError) as error:
         problems.append(f"no agreement afterwards: {error}")
+        return
     statuses: dict[str, dict[str, Any]] = {name: await nodes[name].status() for name in names}
     findings.lost_experts = max(s["custody"]["lost_total"] for s in statuses.values())
     uncovered = max(s["coverage"]["total"] - s["coverage"]["covered"] for s in statuses.values())
