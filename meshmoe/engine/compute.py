@@ -10,7 +10,8 @@ next job and switches to it. A job gives the thread back by *parking* (it waits 
 
 Who owns what. Everything named ``_hub_*`` belongs to the compute thread alone. The trio thread reaches it through one
 queue of ``(method, argument)`` pairs, the *inbox*; the compute thread reaches trio through ``run_sync_soon``, which
-keeps the order. There is no lock.
+keeps the order. There is no lock. An *inlet* (`meshmoe.engine.inlet`) may bring work to the thread past trio; then the
+thread waits in it, and whoever puts something into the inbox wakes it there.
 
 Order. Cancelled jobs first (they only unwind), then as `RunQueue` has it. A job visits the hub at every layer, so a
 peer's call waits for one layer of a prompt, not for a whole chunk of it.
@@ -31,15 +32,20 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import greenlet
 import outcome
 import torch
 import trio
+from torch import Tensor
 
 from meshmoe.core.errors import MeshmoeError, OverloadedError
 from meshmoe.engine.schedule import Priority, RunQueue
+
+if TYPE_CHECKING:
+    from meshmoe.engine.inlet import Inlet
+    from meshmoe.engine.remote import LayerCall, RemoteExperts
 
 T = TypeVar("T")
 
@@ -88,6 +94,11 @@ class Call(Generic[T]):
         """Cancel the call if it still runs; on any thread."""
         if self._outcome is None:
             self._job.post(self._scope.cancel)
+
+    def _go_on(self, fn: Callable[..., Awaitable[T]], *args: Any) -> None:
+        """On the compute thread: let ``await fn(*args)`` on the trio thread be the call."""
+        assert self._job._nursery is not None, "a job without a nursery makes no calls"
+        self._job.post(self._job._nursery.start_soon, self._serve, fn, args)
 
     async def _serve(self, fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
         with self._scope:
@@ -155,6 +166,7 @@ class Job:
         self._nursery = nursery
         self._greenlet: greenlet.greenlet | None = None
         self._waits_for: Call[Any] | Bell | None = None
+        self._ended: Callable[[Job], None] | None = None
 
     def checkpoint(self) -> None:
         """Let more urgent jobs go first, then go on.
@@ -177,11 +189,15 @@ class Job:
 
     def call(self, fn: Callable[..., Awaitable[T]], *args: Any) -> Call[T]:
         """Start ``await fn(*args)`` on the trio thread, in the nursery that the job was given."""
-        nursery = self._nursery
-        assert nursery is not None, "a job without a nursery makes no calls"
         call: Call[T] = Call(self)
-        self.post(nursery.start_soon, call._serve, fn, args)
+        call._go_on(fn, *args)
         return call
+
+    def ask(self, remote: RemoteExperts, call: LayerCall) -> Call[dict[int, Tensor]]:
+        """Have experts computed by the mesh: through the inlet where it can do that, else on the trio thread."""
+        inlet = self._thread._inlet
+        under_way = inlet.send(self, call) if inlet is not None else None
+        return self.call(remote.compute, call) if under_way is None else under_way
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
         """Run ``fn(*args)`` on the trio thread soon; calls keep their order, and ``fn`` must not raise."""
@@ -198,7 +214,7 @@ class Job:
         self._raise_if_cancelled()
 
     def _wake(self, call: Call[Any] | Bell) -> None:
-        self._thread._inbox.put((self._thread._hub_wake, (self, call)))
+        self._thread._tell(self._thread._hub_wake, (self, call))
 
     def _body(self) -> None:
         assert self._work is not None
@@ -223,6 +239,9 @@ class ComputeThread:
         self._stopped = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         self._inbox: queue.SimpleQueue[tuple[Callable[[Any], None], Any]] = queue.SimpleQueue()
+        self._inlet: Inlet | None = None
+        self._in_inlet = False
+        """Whether the thread is about to wait in the inlet, or does."""
         self._idle_s = 0.0
         self._idle_since: float | None = None
         # The rest belongs to the compute thread.
@@ -271,12 +290,12 @@ class ComputeThread:
         job = Job(self, priority, fn, args, nursery)
         self._live.add(job)
         try:
-            self._inbox.put((self._hub_submit, job))
+            self._tell(self._hub_submit, job)
             try:
                 await job.done.wait()
             except trio.Cancelled:
                 job.cancelled = True
-                self._inbox.put((self._hub_cancel, job))
+                self._tell(self._hub_cancel, job)
                 with trio.CancelScope(shield=True):
                     await job.done.wait()
                 raise
@@ -290,6 +309,48 @@ class ComputeThread:
             return cast(T, result.unwrap())
         finally:
             del result, job
+
+    def attach(self, inlet: Inlet) -> None:
+        """Poll ``inlet`` from now on; it must outlive the thread."""
+        self._tell(self._hub_attach, inlet)
+
+    def tell(self, fn: Callable[[Any], None], argument: Any) -> None:
+        """On any thread: run ``fn(argument)`` on the compute thread, between two slices; it must not raise."""
+        self._tell(fn, argument)
+
+    def begin(self, priority: Priority, fn: Callable[..., None], *args: Any, ended: Callable[[Job], None]) -> Job:
+        """On the compute thread: queue a job that nobody on trio waits for.
+
+        Args:
+            priority: Its class.
+            fn: Gets its `Job` as first argument; can make no calls.
+            args: The others.
+            ended: Told on the compute thread when the job has ended, whatever happened; `Job.outcome` says what.
+        """
+        job = Job(self, priority, fn, args, None)
+        job._ended = ended
+        self._hub_submit(job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """On the compute thread: let a job unwind that `begin` made."""
+        job.cancelled = True
+        self._hub_cancel(job)
+
+    def settle(self, call: Call[T], result: outcome.Value[T] | outcome.Error) -> None:
+        """On the compute thread: a call has ended that is not served on trio."""
+        call._outcome = result
+        self._hub_wake((call._job, call))
+
+    def _tell(self, method: Callable[[Any], None], argument: Any) -> None:
+        self._inbox.put((method, argument))
+        # Set before the thread looks at its inbox for the last time, so one of the two sees the other.
+        if self._in_inlet and self._inlet is not None:
+            self._inlet.wake()
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """On any thread: run ``fn(*args)`` on the trio thread soon; ``fn`` must not raise."""
+        self._post(fn, *args)
 
     def _post(self, fn: Callable[..., object], *args: Any) -> None:
         # The loop can only be gone when the process is ending around us; then nobody waits either.
@@ -325,10 +386,20 @@ class ComputeThread:
             if self._hub_stopping and not self._hub_jobs:
                 return None
             self._idle_since = perf_counter()
-            method, argument = self._inbox.get()
+            self._hub_idle()
             self._idle_s += perf_counter() - self._idle_since
             self._idle_since = None
+
+    def _hub_idle(self) -> None:
+        """Wait for something to do."""
+        if self._inlet is None:
+            method, argument = self._inbox.get()
             method(argument)
+            return
+        self._in_inlet = True
+        if self._inbox.empty():
+            self._inlet.wait()
+        self._in_inlet = False
 
     def _hub_slice(self, job: Job) -> None:
         if job._greenlet is None:
@@ -349,12 +420,20 @@ class ComputeThread:
     def _hub_end(self, job: Job) -> None:
         self._hub_jobs.discard(job)
         job._greenlet = job._work = job._waits_for = None
-        self._post(job.done.set)
+        if job._ended is not None:
+            job._ended(job)
+        else:
+            self._post(job.done.set)
 
     def _hub_read_inbox(self) -> None:
         while not self._inbox.empty():
             method, argument = self._inbox.get()
             method(argument)
+        if self._inlet is not None:
+            self._inlet.poll()
+
+    def _hub_attach(self, inlet: Inlet) -> None:
+        self._inlet = inlet
 
     def _hub_submit(self, job: Job) -> None:
         self._hub_jobs.add(job)
@@ -426,7 +505,7 @@ async def open_compute(*, threads: int, jobs_max: int, stop_timeout_s: float = 5
         yield compute
     finally:
         compute._closing = True
-        compute._inbox.put((compute._hub_stop, None))
+        compute._tell(compute._hub_stop, None)
         with trio.move_on_after(stop_timeout_s, shield=True):
             await compute._stopped.wait()
         if not compute._stopped.is_set():

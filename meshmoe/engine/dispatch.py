@@ -138,7 +138,8 @@ class RequestDispatch:
             named = ", ".join(str(ExpertId(layer, group.expert)) for group in missing)
             raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
         rows = {group.expert: group.rows.tolist() for group in missing}
-        return self.job.call(self.remote.compute, LayerCall(layer, aligned(hidden), rows, self.decode, self.stats))
+        asked = LayerCall(layer, aligned(hidden), rows, self.decode, self.stats)
+        return self.job.ask(self.remote, asked)
 
     def receive(
         self, call: Call[dict[int, Tensor]], layer: int, hidden: Tensor, missing: list[Group]

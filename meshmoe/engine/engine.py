@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -103,6 +103,7 @@ class Engine:
         pool: The experts that are resident here; whoever migrates changes it.
         counts: Which experts the node's own requests chose.
         limits: As given.
+        peer_calls_besides: Counts peers' calls that came through an inlet.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Engine:
         self._admission = Admission(limits.active_max, limits.queue_max)
         self._grammars = Grammars(model)
         self._peer_calls = 0
+        self.peer_calls_besides: Callable[[], int] = lambda: 0
         self._running: list[Generation] = []
         self._written_by_ended = 0
         self._samples: deque[tuple[float, int, float]] = deque([(perf_counter(), 0, compute.idle_s)])
@@ -202,9 +204,7 @@ class Engine:
             RequestError: The call does not fit the model.
             OverloadedError: Too many calls wait already, or the deadline has passed.
         """
-        rows = self._check_call(layer, rows_by_expert, hidden)
-        held = self.pool.take(ExpertId(layer, index) for index, _ in rows_by_expert)
-        _check_width(self.model.layers[layer].module, held, hidden)
+        rows, held = self.prepare_call(layer, rows_by_expert, hidden)
         if self._peer_calls >= self.limits.peer_calls_max:
             raise OverloadedError(f"{self._peer_calls} expert calls wait on this node already; ask another holder")
         self._peer_calls += 1
@@ -216,6 +216,23 @@ class Engine:
             raise OverloadedError("the expert call's deadline passed before it was computed") from None
         finally:
             self._peer_calls -= 1
+
+    def prepare_call(
+        self, layer: int, rows_by_expert: Sequence[tuple[int, Sequence[int]]], hidden: Tensor
+    ) -> tuple[list[list[int]], list[ExpertWeights]]:
+        """Check a peer's call and take references to the weights that it needs; on any thread.
+
+        Returns:
+            The rows of each expert, spelled out, and each expert's weights.
+
+        Raises:
+            NotResidentError: As `compute_experts` does.
+            RequestError: The same.
+        """
+        rows = self._check_call(layer, rows_by_expert, hidden)
+        held = self.pool.take(ExpertId(layer, index) for index, _ in rows_by_expert)
+        _check_width(self.model.layers[layer].module, held, hidden)
+        return rows, held
 
     def stats(self) -> EngineStats:
         """How it goes; cheap enough to call every second."""
@@ -229,7 +246,7 @@ class Engine:
         return EngineStats(
             active=self._admission.active,
             queued=self._admission.queued,
-            peer_calls=self._peer_calls,
+            peer_calls=self._peer_calls + self.peer_calls_besides(),
             tokens_written=written,
             tokens_per_s=(written - written_then) / took_s,
             busy=min(1.0, max(0.0, 1.0 - (idle_s - idle_then) / took_s)),

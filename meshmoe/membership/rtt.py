@@ -32,12 +32,14 @@ class RttEstimate(msgspec.Struct, frozen=True):
 class RttMeter:
     """Collects samples of one member."""
 
-    __slots__ = ("_count", "_recent_ms", "_smoothed_ms")
+    __slots__ = ("_count", "_recent_ms", "_smoothed_ms", "estimate")
 
     def __init__(self) -> None:
         self._recent_ms: deque[float] = deque(maxlen=_WINDOW)
         self._smoothed_ms = 0.0
         self._count = 0
+        self.estimate: RttEstimate | None = None
+        """The present figures; None before the first sample."""
 
     def add(self, rtt_s: float) -> None:
         """Take in one measured round trip."""
@@ -45,10 +47,4 @@ class RttMeter:
         self._smoothed_ms = rtt_ms if not self._count else self._smoothed_ms + _GAIN * (rtt_ms - self._smoothed_ms)
         self._recent_ms.append(rtt_ms)
         self._count += 1
-
-    @property
-    def estimate(self) -> RttEstimate | None:
-        """The present figures; None before the first sample."""
-        if not self._count:
-            return None
-        return RttEstimate(self._smoothed_ms, median(self._recent_ms), min(self._recent_ms), self._count)
+        self.estimate = RttEstimate(self._smoothed_ms, median(self._recent_ms), min(self._recent_ms), self._count)

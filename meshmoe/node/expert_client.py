@@ -10,20 +10,19 @@ them.
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 import trio
 from torch import Tensor
 
 from meshmoe.core.endpoints import Lane
-from meshmoe.core.errors import ExpertUnavailableError, PeerError, WireError
+from meshmoe.core.errors import ExpertUnavailableError, PeerError
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.engine.remote import LayerCall
+from meshmoe.node.call_rows import REPLY_HEADER_BYTES, distinct_rows, read_outputs, row_bytes
 from meshmoe.node.calls import CallTable, PendingCall, first_settled
 from meshmoe.node.hedging import Hedging
 from meshmoe.node.messenger import Messenger
@@ -32,13 +31,10 @@ from meshmoe.node.peer_times import PeerTimes
 from meshmoe.node.spot_check import SpotChecks
 from meshmoe.placement.holder_choice import choose_holders
 from meshmoe.wire.codec import Decoded
-from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply, ExpertRows
-from meshmoe.wire.tensors import pack_tensor, unpack_tensor
+from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply
+from meshmoe.wire.tensors import pack_tensor
 
 logger = logging.getLogger(__name__)
-
-REPLY_HEADER_BYTES = 48
-"""Bytes of a reply besides its tensor, for the statistics."""
 
 
 class MeshKnowledge(Protocol):
@@ -107,7 +103,7 @@ class ExpertClient:
         self._messenger = messenger
         self._calls = calls
         self._mesh = mesh
-        self._patience = patience or CallPatience()
+        self.patience = patience or CallPatience()
         self._times = PeerTimes()
         self.hedging = Hedging(enabled=hedge)
         self.latency = CallLatency()
@@ -140,7 +136,7 @@ class ExpertClient:
         if not search.waiting:
             return search.outputs
         stats = call.stats
-        left_s = self._patience.total_s - stats.stalled_s - (trio.current_time() - began_s)
+        left_s = self.patience.total_s - stats.stalled_s - (trio.current_time() - began_s)
         with trio.move_on_after(max(0.0, left_s)):
             while search.waiting:
                 stats.retries += 1
@@ -155,6 +151,22 @@ class ExpertClient:
             f"experts{problem}; see `meshmoe status` for what the mesh is missing"
         )
 
+    async def complete(self, call: LayerCall, outputs: dict[int, Tensor], late: Sequence[NodeId]) -> dict[int, Tensor]:
+        """Compute what the express has left over (`meshmoe.node.express`).
+
+        Args:
+            call: With what is still missing.
+            outputs: What is there already.
+            late: Who did not answer in time.
+            lost_s: What that has taken.
+        """
+        call.stats.stalled_s += lost_s
+        for peer in late:
+            self._messenger.faults["call_timeouts"] += 1
+            self._times.missed(peer, trio.current_time())
+        call.stats.retries += 1
+        return outputs | await self.compute(call)
+
     async def _attempt(self, call: LayerCall, search: _Search) -> None:
         """One round of asking: everything that has a holder is asked for, at once."""
         arrived = {e: rows for e, rows in search.waiting.items() if self.resident(ExpertId(call.layer, e))}
@@ -168,11 +180,11 @@ class ExpertClient:
             if search.waiting:
                 await self._await_change(call, search)
             return
-        row_bytes = 2 * call.hidden.shape[1] * call.hidden.element_size()
+        size_bytes = row_bytes(call.hidden)
         chosen = choose_holders(
             {expert: len(search.waiting[expert]) for expert in askable},
             askable,
-            lambda peer, rows: self._mesh.call_time_s(peer, rows * row_bytes),
+            lambda peer, rows: self._mesh.call_time_s(peer, rows * size_bytes),
         )
         # Without anybody else to turn to, nothing is gained by giving a peer up early.
         spare = all(len(self._mesh.holders(ExpertId(call.layer, expert))) > 1 for expert in askable)
@@ -193,19 +205,18 @@ class ExpertClient:
             raise ExpertUnavailableError(f"expert {names} is lost: no node of the mesh holds it or has it on disk")
         if not search.last_problem:
             search.last_problem = "no node holds it"
-        with trio.move_on_after(self._patience.backoff_s if any(search.avoid.values()) else 1.0):
+        with trio.move_on_after(self.patience.backoff_s if any(search.avoid.values()) else 1.0):
             await self._mesh.wait_changed()
         search.avoid.clear()
 
     async def _ask_all(self, call: LayerCall, chosen: dict[NodeId, list[int]], search: _Search, spare: bool) -> None:
         pending: list[tuple[PendingCall, list[int]]] = []
-        budget_s = self._patience.attempt_s if call.decode else self._patience.prefill_attempt_s
+        budget_s = self.patience.attempt_s if call.decode else self.patience.prefill_attempt_s
         if call.decode and spare:
             budget_s = max(self._times.deadline_s(peer, budget_s) for peer in chosen)
-        row_bytes = 2 * call.hidden.shape[1] * call.hidden.element_size()
         for peer, experts in chosen.items():
             rows = sum(len(search.waiting[e]) for e in experts)
-            budget_s = max(budget_s, 4 * self._mesh.call_time_s(peer, rows * row_bytes))
+            budget_s = max(budget_s, 4 * self._mesh.call_time_s(peer, rows * row_bytes(call.hidden)))
         try:
             for peer, experts in chosen.items():
                 asked = self._ask(peer, experts, call, search, budget_s)
@@ -225,7 +236,7 @@ class ExpertClient:
     def _ask(
         self, peer: NodeId, experts: list[int], call: LayerCall, search: _Search, budget_s: float
     ) -> PendingCall | None:
-        hidden, wanted = _distinct_rows(call.hidden, {e: search.waiting[e] for e in experts})
+        hidden, wanted = distinct_rows(call.hidden, {e: search.waiting[e] for e in experts})
         asked = self._calls.open(peer)
         message = ExpertCall(
             id=asked.id, layer=call.layer, experts=wanted, budget_ms=max(1, int(budget_s * 1000)), decode=call.decode
@@ -294,8 +305,8 @@ class ExpertClient:
         if asked.has_settled():
             return None
         having_all = set.intersection(*(set(self._candidates(call.layer, expert, search)) for expert in experts))
-        row_bytes = 2 * call.hidden.shape[1] * call.hidden.element_size()
-        others = sorted(having_all - {asked.peer}, key=lambda peer: (self._mesh.call_time_s(peer, row_bytes), peer))
+        size_bytes = row_bytes(call.hidden)
+        others = sorted(having_all - {asked.peer}, key=lambda peer: (self._mesh.call_time_s(peer, size_bytes), peer))
         if not others or trio.current_time() >= deadline or not self.hedging.spend():
             return None
         return self._ask(others[0], experts, call, search, deadline - trio.current_time())
@@ -311,26 +322,19 @@ class ExpertClient:
                     search.hinted.setdefault(index, set()).add(NodeId(holder))
             return f"{peer} no longer holds {', '.join(f'{call.layer}/{index}' for index, _ in message.lacking[:4])}"
         counts = [len(search.waiting[e]) for e in experts]
-        if decoded.tensor is None:
-            raise self._bad_reply(peer, f"reply from {peer} has no tensor")
-        outputs = unpack_tensor(decoded.tensor)
-        call.stats.received_bytes += outputs.numel() * outputs.element_size() + REPLY_HEADER_BYTES
-        if outputs.shape != (sum(counts), call.hidden.shape[1]) or outputs.dtype != call.hidden.dtype:
-            problem = f"reply from {peer} is {list(outputs.shape)} {outputs.dtype}, not what was asked for"
-            raise self._bad_reply(peer, problem)
-        if not _all_finite(outputs):
-            raise self._bad_reply(peer, f"reply from {peer} has values that are no numbers, or infinite")
-        for expert, part in zip(experts, cut(outputs, counts), strict=True):
+        try:
+            parts = read_outputs(decoded, peer, counts, call.hidden)
+        except WireError as error:
+            self._messenger.blame(peer, "bad_reply", error)
+            raise
+        call.stats.received_bytes += sum(part.nbytes for part in parts) + REPLY_HEADER_BYTES
+        for expert, part in zip(experts, parts, strict=True):
             search.outputs[expert] = part
             if self.spot_checks is not None:
                 self._spot_check(self.spot_checks, ExpertId(call.layer, expert), call.hidden, search, part, peer)
             del search.waiting[expert]
         self.calls_by_peer[peer] += sum(counts)
         return ""
-
-    def _bad_reply(self, peer: NodeId, problem: str) -> WireError:
-        self._messenger.blame(peer, "bad_reply", problem)
-        return WireError(problem)
 
     def _spot_check(
         self, checks: SpotChecks, expert: ExpertId, hidden: Tensor, search: _Search, answer: Tensor, peer: NodeId
@@ -356,44 +360,9 @@ class ExpertClient:
             self._calls.close(asked)
 
 
-def _all_finite(outputs: Tensor) -> bool:
-    """Whether all values are finite: their sum is, nearly always, and costs a third of looking at each."""
-    return math.isfinite(float(outputs.sum(dtype=torch.float32))) or bool(outputs.isfinite().all())
-
-
 def _disappointed(search: _Search, peer: NodeId, experts: list[int], problem: str) -> None:
     search.last_problem = problem
     for expert in experts:
         if expert in search.waiting:
             search.avoid.setdefault(expert, set()).add(peer)
             search.hinted.get(expert, set()).discard(peer)
-
-
-def _distinct_rows(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[Tensor, list[ExpertRows]]:
-    """The rows that some expert needs, each once, and every expert's rows renumbered to them.
-
-    Args:
-        hidden: ``[T, H]``.
-        rows: For each expert its rows of ``hidden``.
-
-    Returns:
-        ``[U, H]`` contiguous, and what goes into the message.
-    """
-    distinct = sorted({row for numbers in rows.values() for row in numbers})
-    position = {row: i for i, row in enumerate(distinct)}
-    everything = list(range(len(distinct)))
-    wanted = []
-    for expert, numbers in sorted(rows.items()):
-        renumbered = [position[row] for row in numbers]
-        wanted.append(ExpertRows(expert, [] if renumbered == everything else renumbered))
-    part = hidden if len(distinct) == hidden.shape[0] else hidden[torch.tensor(distinct)]
-    return part.contiguous(), wanted
-
-
-def cut(outputs: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """Cut ``[sum of counts, H]`` into consecutive parts of so many rows."""
-    parts, begin = [], 0
-    for count in counts:
-        parts.append(outputs[begin : begin + count])
-        begin += count
-    return parts

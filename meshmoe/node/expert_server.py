@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections.abc import Sequence
 
 import trio
 
@@ -13,17 +13,19 @@ from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.core.messages import Message
 from meshmoe.engine.engine import Engine
 from meshmoe.engine.pool import NotResidentError
+from meshmoe.node.call_room import CallRoom
 from meshmoe.node.expert_client import MeshKnowledge
 from meshmoe.node.messenger import Messenger
 from meshmoe.transport.base import Parcel
 from meshmoe.wire.codec import Decoded
+from meshmoe.wire.frames import Frame
 from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply
 from meshmoe.wire.tensors import pack_tensor, unpack_tensor
 
 logger = logging.getLogger(__name__)
 
-WAITING_BYTES_MAX = 256 << 20
-"""Hidden states of calls that wait or are computed; what comes beyond is answered with busy."""
+SEND_TIMEOUT_S = 10.0
+"""How long an answer waits for room in the peer's queue."""
 
 
 class ExpertServer:
@@ -33,10 +35,8 @@ class ExpertServer:
         self._messenger = messenger
         self._mesh = mesh
         self._node = node
-        self._concurrent_max = concurrent_max
         self._serving: dict[tuple[NodeId, int], trio.CancelScope] = {}
-        self._taken_calls: Counter[NodeId] = Counter()
-        self._taken_bytes: Counter[NodeId] = Counter()
+        self._room = CallRoom(concurrent_max)
         self._nursery: trio.Nursery | None = None
         self.engine: Engine | None = None
         self.rows_served = 0
@@ -49,6 +49,18 @@ class ExpertServer:
             self._nursery = nursery
             await trio.sleep_forever()
 
+    def send_later(self, peer: NodeId, frames: Sequence[Frame]) -> None:
+        """Send an answer that does not go at once, as soon as there is room."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._send, peer, frames)
+
+    async def _send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
+        with trio.move_on_after(SEND_TIMEOUT_S):
+            try:
+                await self._messenger.transport.send(peer, Lane.DATA, frames)
+            except PeerError as error:
+                logger.info("answer to %s: %s", peer, error)
+
     def _accept(self, parcel: Parcel, decoded: Decoded) -> None:
         call = decoded.message
         assert isinstance(call, ExpertCall)
@@ -56,28 +68,12 @@ class ExpertServer:
             raise WireError(f"expert call {call.id} has no tensor")
         if self.engine is None or self._nursery is None:
             return self._answer(parcel.sender, CallFailed(id=call.id, reason="stopping", text="not serving yet"))
-        if not self._has_room(parcel.sender, decoded.tensor.header.size_bytes):
-            return self._answer(parcel.sender, CallFailed(id=call.id, reason="busy"))
         if (parcel.sender, call.id) in self._serving:
             raise WireError(f"expert call {call.id} came twice")
-        self._taken_bytes[parcel.sender] += decoded.tensor.header.size_bytes
-        self._taken_calls[parcel.sender] += 1
+        if not self._room.enter(parcel.sender, decoded.tensor.header.size_bytes):
+            return self._answer(parcel.sender, CallFailed(id=call.id, reason="busy"))
         self._nursery.start_soon(self._serve, parcel.sender, call, decoded, self.engine)
         return None
-
-    def _has_room(self, peer: NodeId, size_bytes: int) -> bool:
-        """Whether one more call may wait here; one peer gets half of the room at most and leaves the rest to others."""
-        calls, calls_of_peer = self._taken_calls.total(), self._taken_calls[peer]
-        held, held_of_peer = self._taken_bytes.total(), self._taken_bytes[peer]
-        if calls >= self._concurrent_max or 2 * calls_of_peer >= self._concurrent_max:
-            return False
-        return held + size_bytes <= WAITING_BYTES_MAX and (not held_of_peer or 2 * held_of_peer <= WAITING_BYTES_MAX)
-
-    def _done(self, peer: NodeId, size_bytes: int) -> None:
-        self._taken_bytes[peer] -= size_bytes
-        self._taken_calls[peer] -= 1
-        if not self._taken_calls[peer]:
-            del self._taken_calls[peer], self._taken_bytes[peer]
 
     def _cancel(self, parcel: Parcel, decoded: Decoded) -> None:
         assert isinstance(decoded.message, CallCancel)
@@ -119,7 +115,7 @@ class ExpertServer:
                 self._answer(peer, CallFailed(id=call.id, reason="error", text=type(error).__name__))
             finally:
                 self._serving.pop(key, None)
-                self._done(peer, decoded.tensor.header.size_bytes if decoded.tensor is not None else 0)
+                self._room.leave(peer, decoded.tensor.header.size_bytes if decoded.tensor is not None else 0)
 
     def _other_holder(self, expert: ExpertId, asker: NodeId) -> NodeId | None:
         others = [peer for peer in self._mesh.holders(expert) if peer not in (asker, self._node)]

@@ -37,7 +37,11 @@ class RateMeter:
 
 
 class Mesh:
-    """Holders and costs; see `meshmoe.node.expert_client.MeshKnowledge`."""
+    """Holders and costs; see `meshmoe.node.expert_client.MeshKnowledge`.
+
+    The compute thread asks, too: `holders` and `call_time_s` look up single keys of what the trio thread replaces as a
+    whole, and never go through a collection that may change meanwhile.
+    """
 
     def __init__(self, node: NodeId, view: View, membership: Membership, rates: RateMeter) -> None:
         self.node = node
@@ -57,8 +61,9 @@ class Mesh:
 
     def holders(self, expert: ExpertId) -> Sequence[NodeId]:
         """Peers that hold ``expert``; suspects only where there is nobody else."""
+        nodes = self.view.nodes
         others = [peer for peer in self.view.holders(expert) if peer != self.node]
-        trusted = [peer for peer in others if not self.view.nodes[peer].suspect]
+        trusted = [peer for peer in others if (node := nodes.get(peer)) is not None and not node.suspect]
         return trusted or others
 
     def call_time_s(self, peer: NodeId, payload_bytes: int) -> float:

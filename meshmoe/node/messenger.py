@@ -42,6 +42,7 @@ class Messenger:
         self._for_guests: set[type[Message]] = set()
         self.offences = Offences()
         self.on_ban: Callable[[NodeId, float], None] = lambda _peer, _for_s: None
+        self._receiving: dict[Lane, tuple[trio.CancelScope, trio.Event]] = {}
         self.on_version_error: Callable[[Parcel, VersionError], None] | None = None
 
     def on(self, message_type: type[Message], handler: Handler, *, from_guests: bool = False) -> None:
@@ -98,16 +99,26 @@ class Messenger:
         """Receive on every lane until cancelled."""
         async with trio.open_nursery() as nursery:
             for lane in Lane:
-                nursery.start_soon(self._receive, lane, name=f"receive {lane.name.lower()}")
+                nursery.start_soon(self.receive_on, lane, name=f"receive {lane.name.lower()}")
 
-    async def _receive(self, lane: Lane) -> None:
+    async def stop_receiving(self, lane: Lane) -> None:
+        """Leave a lane to somebody else, who hands over by `deliver` what is for the handlers here."""
+        scope, ended = self._receiving[lane]
+        scope.cancel()
+        await ended.wait()
+
+    async def receive_on(self, lane: Lane) -> None:
+        """Receive on one lane until cancelled or told to stop."""
+        scope, ended = self._receiving[lane] = (trio.CancelScope(), trio.Event())
         handled = 0
-        while True:
-            parcel = await self.transport.receive(lane)
-            self._deliver(parcel, lane)
-            handled += 1
-            if handled % _BATCH_MAX == 0:
-                await trio.lowlevel.checkpoint()
+        with scope:
+            while True:
+                parcel = await self.transport.receive(lane)
+                self.deliver(parcel, lane)
+                handled += 1
+                if handled % _BATCH_MAX == 0:
+                    await trio.lowlevel.checkpoint()
+        ended.set()
 
     def blame(self, peer: NodeId, kind: str, what: object) -> None:
         """A member did something wrong: count it, log it now and then, and cut off who goes on and on."""
@@ -121,7 +132,8 @@ class Messenger:
             logger.warning("%s is cut off for %.0f s: too many bad messages", peer, ban_s)
             self.on_ban(peer, ban_s)
 
-    def _deliver(self, parcel: Parcel, lane: Lane) -> None:
+    def deliver(self, parcel: Parcel, lane: Lane) -> None:
+        """Decode a parcel and have it handled; never raises."""
         if self.offences.is_banned(parcel.sender, trio.current_time()):
             return
         try:

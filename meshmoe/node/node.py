@@ -21,6 +21,7 @@ import trio
 from numpy.typing import NDArray
 
 from meshmoe import __version__
+from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import CapacityError, JoinError, MeshmoeError, RequestError
 from meshmoe.core.ids import NodeId
 from meshmoe.core.links import LinkShape
@@ -35,10 +36,11 @@ from meshmoe.engine.request import GenerationEvent, GenerationRequest
 from meshmoe.gossip import Load, NodeInfo
 from meshmoe.membership import Learned, NameConflict
 from meshmoe.model.bundled import bundled_model_dir
+from meshmoe.node.call_rows import cut
 from meshmoe.node.custody_driver import CustodyDriver, now_s
 from meshmoe.node.custody_file import CustodyFile
-from meshmoe.node.expert_client import cut
 from meshmoe.node.expert_times import ExpertTimes, measure_experts
+from meshmoe.node.express import Express
 from meshmoe.node.history import HistorySample
 from meshmoe.node.joining import Doorkeeper
 from meshmoe.node.link_news import LinkNews
@@ -162,6 +164,7 @@ class Node:
             drafts=self.settings.drafts, threads=self.settings.threads, kv_cache_bytes=self.settings.kv_cache_bytes
         )
         async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
+            await self._open_express(parts, engine)
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(parts.custody.run)
@@ -312,6 +315,19 @@ class Node:
         half_life_s = self.settings.demand_half_life_s
         keeper = DemandKeeper(shape.layers, shape.experts, half_life_s, Random(self._rng.random()), now)
         parts.placement.begin(planner, keeper, sizes, ROW_S)
+
+    async def _open_express(self, parts: Parts, engine: Engine) -> None:
+        """Let the compute thread serve the data lane itself, where the transport can do that."""
+        transport = parts.messenger.transport
+        await parts.messenger.stop_receiving(Lane.DATA)
+        lane = transport.open_direct(Lane.DATA)
+        if lane is None:
+            self.spawn(lambda: parts.messenger.receive_on(Lane.DATA))
+            return
+        express = Express(lane, engine, parts.mesh, parts.expert_client, parts.expert_server, parts.messenger)
+        parts.on_peer_gone = express.peer_gone
+        engine.peer_calls_besides = express.serving
+        engine.compute.attach(express)
 
     def _connect_engine(self, parts: Parts, engine: Engine, pool: ExpertPool) -> None:
         async def compute_here(call: LayerCall, rows: dict[int, list[int]]) -> dict[int, torch.Tensor]:

@@ -41,13 +41,13 @@ class CallLatency:
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_KEPT)
 
     def note(self, took_s: float, now_s: float) -> None:
-        """A call was answered."""
+        """A call was answered; on any thread."""
         self._took_s.append(took_s)
         self._recent.append((now_s, took_s))
 
     def since(self, begin_s: float) -> CallTimes:
         """Calls answered since then, as far as the last 8,192 reach."""
-        took_s = sorted(took_s for at_s, took_s in self._recent if at_s >= begin_s)
+        took_s = sorted(took_s for at_s, took_s in list(self._recent) if at_s >= begin_s)
         if not took_s:
             return CallTimes(0, 0.0, 0.0)
         return CallTimes(len(took_s), took_s[len(took_s) // 2], took_s[int(0.99 * (len(took_s) - 1))])

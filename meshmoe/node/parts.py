@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -31,7 +32,7 @@ from meshmoe.node.unit_server import UnitServer
 from meshmoe.transport.base import Transport
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parts:
     """See the module's text; `wire_parts` makes it.
 
@@ -50,6 +51,7 @@ class Parts:
         unit_server: Serves them.
         greeter: Introduces this node.
         admission: Who belongs to the mesh; None in an insecure one.
+        on_peer_gone: Told of peers that will not answer what they were asked.
     """
 
     endpoints: Endpoints
@@ -66,6 +68,7 @@ class Parts:
     unit_server: UnitServer
     greeter: Greeter
     admission: AdmissionDriver | None
+    on_peer_gone: Callable[[NodeId], None] = lambda _: None
 
     async def run(self) -> None:
         """Run the tasks of all parts until cancelled."""
@@ -79,12 +82,14 @@ class Parts:
         """What was asked over a broken connection may not have arrived: ask elsewhere now, not at the deadline."""
         if lane is Lane.DATA:
             self.calls.fail_peer(peer, "has lost its connection")
+            self.on_peer_gone(peer)
             self.membership.feed(Doubted(peer))
 
     def _member_changed(self, change: Change) -> None:
         if isinstance(change, MemberDead | MemberLeft):
             how = "died" if isinstance(change, MemberDead) else "left"
             self.calls.fail_peer(change.member.node, how)
+            self.on_peer_gone(change.member.node)
         self.gossip.feed(change)
         self.mesh.announce_change()
 

@@ -58,6 +58,11 @@ class LinkStats(msgspec.Struct):
     dropped_parcels: int = 0
     lost_connections: int = 0
 
+    def add(self, other: LinkStats) -> None:
+        """Count what ``other`` has counted, too."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 class UnreachableError(PeerError):
     """The peer is not connected, or did not take the parcel in time."""
@@ -69,6 +74,34 @@ class QueueFullError(PeerError):
 
 LossListener = Callable[[NodeId, Lane], None]
 """Told peer and lane of a connection that has broken; runs on the trio thread and returns at once."""
+
+
+class DirectLane(Protocol):
+    """A lane in the hands of a thread that does not run trio; made by `Transport.open_direct`.
+
+    `receive` and `wait` belong to one thread. The transport closes it with everything else.
+    """
+
+    def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
+        """Hand over a parcel without waiting; on any thread.
+
+        Raises:
+            UnreachableError: As for `Transport.post`.
+            QueueFullError: It does not go out at once; `Transport.send` can wait for room.
+        """
+        ...
+
+    def receive(self) -> Parcel | None:
+        """The next parcel, None when there is none."""
+        ...
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until a parcel has come or `wake` was called, or for ``timeout_s``; may return early."""
+        ...
+
+    def wake(self) -> None:
+        """Let `wait` return; on any thread."""
+        ...
 
 
 class Transport(Protocol):
@@ -121,6 +154,13 @@ class Transport(Protocol):
 
     async def receive(self, lane: Lane) -> Parcel:
         """Wait for the next parcel of ``lane``. One task a lane."""
+        ...
+
+    def open_direct(self, lane: Lane) -> DirectLane | None:
+        """Hand the receiving of a lane to another thread for good; nobody may be in `receive` for it then, or later.
+
+        None where the transport cannot. `post` and `send` work as before.
+        """
         ...
 
     def stats(self, peer: NodeId) -> LinkStats:

@@ -11,6 +11,7 @@ unreachable until `unblock`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections import deque
@@ -23,7 +24,15 @@ import trio
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.ids import NodeId
 from meshmoe.core.links import LinkShape
-from meshmoe.transport.base import LinkStats, LossListener, Parcel, QueueFullError, Transport, UnreachableError
+from meshmoe.transport.base import (
+    DirectLane,
+    LinkStats,
+    LossListener,
+    Parcel,
+    QueueFullError,
+    Transport,
+    UnreachableError,
+)
 from meshmoe.transport.limits import LANE_LIMITS, checked_size_bytes
 from meshmoe.transport.link_model import Arrival, LinkModel
 from meshmoe.transport.precise_timer import PreciseTimer, open_precise_timer
@@ -80,6 +89,33 @@ class _Link:
 
     def next_event_s(self) -> float:
         return min(self.model.next_event_s(), self.breaks_s)
+
+
+class _ImpairedDirectLane:
+    """Implements `meshmoe.transport.base.DirectLane`: a parcel leaves when it is sent, not when trio gets to it."""
+
+    def __init__(self, transport: ImpairedTransport, inner: DirectLane, lane: Lane) -> None:
+        self._transport = transport
+        self._lane = lane
+        self._inner = inner
+        self._token = trio.lowlevel.current_trio_token()
+        self._clock = trio.lowlevel.current_clock()
+        self.receive = inner.receive
+        self.wait = inner.wait
+        self.wake = inner.wake
+
+    def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
+        """See `DirectLane.send`."""
+        link = self._transport._links.get(peer)
+        if link is None:
+            self._inner.send(peer, frames)
+            return
+        self._transport._check_reachable(link, self._lane)
+        # Sealed frames may be views of memory that the sender goes on to use; the emulated link keeps them for a while.
+        kept = [bytes(frame) for frame in frames]
+        post = self._transport.post_sent_at
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(post, peer, self._lane, kept, self._clock.current_time())
 
 
 class ImpairedTransport:
@@ -169,6 +205,24 @@ class ImpairedTransport:
         """See `Transport.receive`."""
         return await self._inner.receive(lane)
 
+    def open_direct(self, lane: Lane) -> DirectLane | None:
+        """See `Transport.open_direct`; sending goes by way of trio, where the links are emulated."""
+        inner = self._inner.open_direct(lane)
+        return None if inner is None else _ImpairedDirectLane(self, inner, lane)
+
+    def post_sent_at(self, peer: NodeId, lane: Lane, frames: Sequence[Frame], sent_s: float) -> None:
+        """Take a parcel that another thread has sent at ``sent_s``; one that cannot go is dropped and counted."""
+        link = self._links[peer]
+        parcel = QueuedParcel(frames, checked_size_bytes(frames, LANE_LIMITS[lane].frame_bytes_max))
+        try:
+            self._check_reachable(link, lane)
+        except (UnreachableError, trio.ClosedResourceError):
+            link.dropped_parcels += 1
+            return
+        self._advance(link, sent_s)
+        link.dropped_parcels += not link.queues[lane].offer(parcel)
+        self._plan(link)
+
     def stats(self, peer: NodeId) -> LinkStats:
         """See `Transport.stats`; what is still on the emulated link does not count as sent."""
         stats = self._inner.stats(peer)
@@ -249,8 +303,9 @@ class ImpairedTransport:
             self._timer.set(self._timer_s)
             await self._timer.wait()
 
-    def _advance(self, link: _Link) -> None:
-        now_s = trio.current_time()
+    def _advance(self, link: _Link, now_s: float | None = None) -> None:
+        """Let time pass on a link, until now or until an earlier moment that the link has not come to yet."""
+        now_s = trio.current_time() if now_s is None else max(now_s, link.model.settled_s)
         for arrival in link.model.advance(now_s):
             self._deliver(link, arrival)
         if link.breaks_s <= now_s:

@@ -89,7 +89,7 @@ class Keyring:
             return False
         if now_s < until_s:
             return True
-        del self._banned_until_s[user]
+        self._banned_until_s.pop(user, None)  # another thread may have done so meanwhile
         return False
 
     def _tell(self, node: NodeId) -> None:

@@ -50,7 +50,13 @@ class _LaneState:
 
 
 class LinkModel:
-    """See the text above. Call `advance` before changing anything, so that the past is settled under the old rules."""
+    """See the text above. Call `advance` before changing anything, so that the past is settled under the old rules.
+
+    Attributes:
+        shape: How the link is.
+        blocked: Whether nothing gets through.
+        settled_s: The time that the link has come to.
+    """
 
     def __init__(
         self, shape: LinkShape, queues: Mapping[Lane, ParcelQueue], chance: random.Random, now_s: float
@@ -67,7 +73,7 @@ class LinkModel:
         self.blocked = False
         self._lanes = {lane: _LaneState(queue) for lane, queue in queues.items()}
         self._chance = chance
-        self._settled_s = now_s
+        self.settled_s = now_s
 
     def hold(self, lane: Lane, held: bool) -> None:
         """Stop or resume sending on one lane, as a receiver that does not read would."""
@@ -97,7 +103,7 @@ class LinkModel:
         next_s = min((state.in_flight[0][0] for state in self._lanes.values() if state.in_flight), default=math.inf)
         active = self._active()
         if active:
-            first_departure_s = self._settled_s + min(self._unsent(state) for state in active) / self._share(active)
+            first_departure_s = self.settled_s + min(self._unsent(state) for state in active) / self._share(active)
             next_s = min(next_s, first_departure_s + self.shape.rtt_s / 2)
         return next_s
 
@@ -119,15 +125,15 @@ class LinkModel:
         while active := self._active():
             share = self._share(active)
             step_s = min(self._unsent(state) for state in active) / share
-            if self._settled_s + step_s > now_s:
-                sent_bytes = (now_s - self._settled_s) * share
-                self._settled_s = now_s
+            if self.settled_s + step_s > now_s:
+                sent_bytes = (now_s - self.settled_s) * share
+                self.settled_s = now_s
                 self._send(active, sent_bytes)
                 return
-            self._settled_s += step_s
+            self.settled_s += step_s
             # A link of infinite rate sends in no time at all; zero times infinity would be no number.
             self._send(active, step_s * share if step_s else 0.0)
-        self._settled_s = now_s
+        self.settled_s = now_s
 
     def _send(self, active: list[_LaneState], sent_bytes: float) -> None:
         for state in active:
@@ -140,7 +146,7 @@ class LinkModel:
         parcel = state.queue.pop()
         state.unsent_bytes = None
         shape = self.shape
-        arrival_s = self._settled_s + shape.rtt_s / 2 + self._chance.random() * shape.jitter_s
+        arrival_s = self.settled_s + shape.rtt_s / 2 + self._chance.random() * shape.jitter_s
         if shape.loss:
             arrival_s += retransmission_delay_s(
                 parcel.size_bytes,

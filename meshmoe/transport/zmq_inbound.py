@@ -48,6 +48,7 @@ class InboundLane:
         self._socket = ZmqSocket(raw)
         self._keyring = keyring
         self._guests = GuestBook(burst=32, per_s=4)
+        self._clock = trio.lowlevel.current_clock()  # can be read on any thread
         self._port = int((raw.get(zmq.LAST_ENDPOINT) or b"").rstrip(b"\0").rpartition(b":")[2])  # type: ignore[union-attr]
         self._lane = lane
         self._ledger = ledger
@@ -63,15 +64,25 @@ class InboundLane:
     async def receive(self) -> Parcel:
         """Wait for the next parcel."""
         while True:
-            parcel = self._accept(await self._socket.recv())
+            parcel = self.accept(await self._socket.recv())
             if parcel is not None:
                 return parcel
+
+    def hand_over(self, ledger: Ledger) -> zmq.Socket[bytes]:
+        """Leave the receiving to another thread, which then is the only one to use the socket and `accept`.
+
+        Args:
+            ledger: That thread's own.
+        """
+        self._ledger = ledger
+        return self._socket.hand_over()
 
     def close(self) -> None:
         """Stop listening; a waiting `receive` gets `trio.ClosedResourceError`."""
         self._socket.close()
 
-    def _accept(self, frames: list[zmq.Frame]) -> Parcel | None:
+    def accept(self, frames: list[zmq.Frame]) -> Parcel | None:
+        """Make a parcel of a message; None, counted, if it is none."""
         routing_id = frames[0].bytes
         if routing_id[:1] == b"\0":
             # The connection has been taken over by a newer one of its name, and libzmq has given it a name of its own
@@ -108,7 +119,7 @@ class InboundLane:
             user = str(frame.get("User-Id"))
         except zmq.ZMQError:
             return "no key came with it", ""
-        owner, now_s = keyring.node_of(user), trio.current_time()
+        owner, now_s = keyring.node_of(user), self._clock.current_time()
         if keyring.is_banned(user, now_s):
             return "it is cut off for a while", ""
         if owner == node:

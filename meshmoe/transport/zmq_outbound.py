@@ -9,11 +9,15 @@ that was there and is gone is worth nothing: it would be delivered, late, to wha
 established connection breaks, the queue is dropped and counted, waiting senders are told, and until the peer is back
 posts are refused as unreachable at once rather than queued: the caller can turn to another node while it still matters.
 Before the first connection is established parcels do wait: `connect` and `post` may follow each other directly.
+
+Another thread may send, too (`post_from_outside`), but only while nothing waits: then nobody else is in the socket
+but, for a moment, `post` or `close`, and a lock keeps those apart. The writer works only while something waits.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable, Sequence
 
 import trio
@@ -77,6 +81,7 @@ class OutboundLane:
         self.connected = False
         self._socket = ZmqSocket(raw)
         self._monitor = ZmqSocket(monitor)
+        self._lock = threading.Lock()
         raw.connect(address)
         nursery.start_soon(self._watch)
 
@@ -91,14 +96,40 @@ class OutboundLane:
         if self._socket.closed:
             raise UnreachableError(f"{self._where} is disconnected")
         parcel = QueuedParcel([seal(frames)], size_bytes)
-        if not len(self._queue) and self._socket.send_nowait(parcel.frames):
-            self._count(parcel)
+        with self._lock:
+            if not len(self._queue) and self._socket.send_nowait(parcel.frames):
+                self._count(parcel)
+            elif self._lost:
+                raise UnreachableError(f"{self._where} has lost its connection, which is being tried again")
+            elif self._queue.offer(parcel):
+                self._start_writing()
+            else:
+                raise QueueFullError(f"{self._where} {self._queue.refusal()}")
+
+    def post_from_outside(self, frames: Sequence[Frame], stats: LinkStats) -> None:
+        """`post` on another thread, for a parcel that can go at once.
+
+        Args:
+            frames: The parcel.
+            stats: Counted up; that thread's own.
+
+        Raises:
+            UnreachableError: As for `post`.
+            QueueFullError: Something waits already, or libzmq takes no more.
+        """
+        size_bytes = checked_size_bytes(frames, self._frame_bytes_max)
+        sealed = [seal(frames)]
+        with self._lock:
+            if self._socket.closed:
+                raise UnreachableError(f"{self._where} is disconnected")
+            taken = not len(self._queue) and self._socket.send_unwatched(sealed)
+        if taken:
+            stats.sent_parcels += 1
+            stats.sent_bytes += size_bytes
         elif self._lost:
             raise UnreachableError(f"{self._where} has lost its connection, which is being tried again")
-        elif self._queue.offer(parcel):
-            self._start_writing()
         else:
-            raise QueueFullError(f"{self._where} {self._queue.refusal()}")
+            raise QueueFullError(f"{self._where} takes nothing at once")
 
     async def send(self, frames: Sequence[Frame]) -> None:
         """See `meshmoe.transport.base.Transport.send`."""
@@ -107,10 +138,11 @@ class OutboundLane:
 
     def close(self, *, linger_ms: int = 0) -> None:
         """Close the connection and drop what waits; waiting senders get `UnreachableError`. Idempotent."""
-        self._stats.dropped_parcels += self._queue.close()
-        self._socket.stop_monitoring()
-        self._monitor.close()
-        self._socket.close(linger_ms=linger_ms)
+        with self._lock:
+            self._stats.dropped_parcels += self._queue.close()
+            self._socket.stop_monitoring()
+            self._monitor.close()
+            self._socket.close(linger_ms=linger_ms)
 
     def _count(self, parcel: QueuedParcel) -> None:
         self._stats.sent_parcels += 1

@@ -59,6 +59,10 @@ class ZmqSocket:
         self._wake_parked()
         return taken
 
+    def send_unwatched(self, frames: Sequence[Frame]) -> bool:
+        """`send_nowait` on another thread, while no task waits for the socket; the caller keeps other callers out."""
+        return self._try_send(frames)
+
     async def send(self, frames: Sequence[Frame]) -> None:
         """Send one message, waiting until the socket takes it."""
         await self._turns.take()
@@ -81,6 +85,15 @@ class ZmqSocket:
                     return frames
         finally:
             self._busy = False
+
+    def hand_over(self) -> zmq.Socket[bytes]:
+        """Give the socket to another thread for good; nobody may be waiting in `send` or `recv`, or come later.
+
+        That thread closes it: `close` here only forgets it.
+        """
+        assert not self._busy, "a task waits for this socket"
+        self._closed = True
+        return self._raw
 
     def stop_monitoring(self) -> None:
         """Tell no more events of this socket. Must come before whoever listens to them is closed.

@@ -17,12 +17,13 @@ import zmq
 
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.ids import NodeId
-from meshmoe.transport.base import LinkStats, LossListener, Parcel, UnreachableError
+from meshmoe.transport.base import DirectLane, LinkStats, LossListener, Parcel, UnreachableError
 from meshmoe.transport.identity import Identity, identity_bytes
 from meshmoe.transport.keyring import Keyring
 from meshmoe.transport.ledger import Ledger
 from meshmoe.transport.service_nursery import open_service_nursery
 from meshmoe.transport.zap import ZapHandler
+from meshmoe.transport.zmq_direct import ZmqDirectLane
 from meshmoe.transport.zmq_inbound import InboundLane
 from meshmoe.transport.zmq_knobs import DEFAULT_KNOBS, ZmqKnobs
 from meshmoe.transport.zmq_listen import bind_lanes, zmq_address
@@ -95,6 +96,7 @@ class ZmqTransport:
         self._ledger = Ledger(knobs.strangers_max)
         self._listeners: list[LossListener] = []
         self._outbound: dict[NodeId, dict[Lane, OutboundLane]] = {}
+        self._direct: list[ZmqDirectLane] = []
         self._zap: ZapHandler | None = None
         if keyring is not None:
             self._zap = ZapHandler(context, keyring)
@@ -185,15 +187,26 @@ class ZmqTransport:
         """See `Transport.receive`."""
         return await self._inbound[lane].receive()
 
+    def open_direct(self, lane: Lane) -> DirectLane:
+        """See `Transport.open_direct`."""
+        direct = ZmqDirectLane(self._inbound[lane], self._lane_to, lane)
+        self._direct.append(direct)
+        return direct
+
     def stats(self, peer: NodeId) -> LinkStats:
         """See `Transport.stats`."""
-        return self._ledger.snapshot(peer)
+        stats = self._ledger.snapshot(peer)
+        for direct in self._direct:
+            stats.add(direct.ledger.snapshot(peer))
+        return stats
 
     def close(self) -> None:
         """Close every socket; called by `open_zmq_transport`."""
         self._closed = True
         for inbound in self._inbound.values():
             inbound.close()
+        for direct in self._direct:
+            direct.close()
         for lanes in self._outbound.values():
             for lane, outbound in lanes.items():
                 outbound.close(linger_ms=self._knobs.farewell_ms if lane is Lane.CONTROL else 0)

@@ -295,7 +295,7 @@ class LeanBatch:
         decode = any(row.decode for row in concerned)
         # As patient as the most patient of them; if that is in vain, the others can still be tried alone.
         stats = GenerationStats(stalled_s=min(row.stats.stalled_s for row in concerned))
-        call = self._job.call(remote.compute, LayerCall(moe, hidden, by_expert, decode, stats))
+        call = self._job.ask(remote, LayerCall(moe, hidden, by_expert, decode, stats))
         return _Asked(call, moe, hidden, by_expert, missing, stats)
 
     def _receive(self, asked: _Asked) -> None:

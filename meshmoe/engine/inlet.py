@@ -1,0 +1,41 @@
+"""What brings work to the compute thread besides its inbox: the mesh's data lane, served by the thread itself.
+
+A round through trio crosses two threads at each end of an expert call; a round through an inlet crosses none. The
+engine still knows no peers: it polls the inlet between slices, waits in it when there is nothing to do, and offers it
+every call for experts that are not resident here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from meshmoe.engine.remote import LayerCall
+
+if TYPE_CHECKING:
+    from meshmoe.engine.compute import Call, Job
+
+
+class Inlet(Protocol):
+    """All methods but `wake` belong to the compute thread, and none of them raises."""
+
+    def poll(self) -> None:
+        """Take in what has come: wake jobs whose answers are there, queue jobs for peers' calls. Does not wait."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until something has come, `wake` was called, or a bounded time has passed; may return early."""
+        ...
+
+    def wake(self) -> None:
+        """Let `wait` return. On any thread."""
+        ...
+
+    def send(self, job: Job, call: LayerCall) -> Call[dict[int, Tensor]] | None:
+        """Send out a layer's calls.
+
+        Returns:
+            What the job waits for, as if `meshmoe.engine.remote.RemoteExperts` had been asked; None where that must be.
+        """
+        ...

@@ -1,0 +1,80 @@
+"""Rows of an expert call: which go out, and whether what came back is what was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from meshmoe.core.errors import WireError
+from meshmoe.core.ids import NodeId
+from meshmoe.wire.codec import Decoded
+from meshmoe.wire.messages import ExpertRows
+from meshmoe.wire.tensors import unpack_tensor
+
+REPLY_HEADER_BYTES = 48
+"""Bytes of a reply besides its tensor, for the statistics."""
+
+
+def row_bytes(hidden: Tensor) -> int:
+    """Bytes that a row moves, there and back."""
+    return 2 * hidden.shape[1] * hidden.element_size()
+
+
+def distinct_rows(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[Tensor, list[ExpertRows]]:
+    """The rows that some expert needs, each once, and every expert's rows renumbered to them.
+
+    Args:
+        hidden: ``[T, H]``.
+        rows: For each expert its rows of ``hidden``.
+
+    Returns:
+        ``[U, H]`` contiguous, and what goes into the message.
+    """
+    distinct = sorted({row for numbers in rows.values() for row in numbers})
+    position = {row: i for i, row in enumerate(distinct)}
+    everything = list(range(len(distinct)))
+    wanted = []
+    for expert, numbers in sorted(rows.items()):
+        renumbered = [position[row] for row in numbers]
+        wanted.append(ExpertRows(expert, [] if renumbered == everything else renumbered))
+    part = hidden if len(distinct) == hidden.shape[0] else hidden[torch.tensor(distinct)]
+    return part.contiguous(), wanted
+
+
+def cut(outputs: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Cut ``[sum of counts, H]`` into consecutive parts of so many rows."""
+    parts, begin = [], 0
+    for count in counts:
+        parts.append(outputs[begin : begin + count])
+        begin += count
+    return parts
+
+
+def read_outputs(decoded: Decoded, peer: NodeId, counts: Sequence[int], hidden: Tensor) -> list[Tensor]:
+    """The outputs in a reply, expert by expert.
+
+    Args:
+        decoded: An `ExpertReply`.
+        peer: Who sent it.
+        counts: Rows of each expert, in the order of the call.
+        hidden: ``[T, H]``, what the call was about.
+
+    Raises:
+        WireError: The reply does not answer the call.
+    """
+    if decoded.tensor is None:
+        raise WireError(f"reply from {peer} has no tensor")
+    outputs = unpack_tensor(decoded.tensor)
+    if outputs.shape != (sum(counts), hidden.shape[1]) or outputs.dtype != hidden.dtype:
+        raise WireError(f"reply from {peer} is {list(outputs.shape)} {outputs.dtype}, not what was asked for")
+    if not _all_finite(outputs):
+        raise WireError(f"reply from {peer} has values that are no numbers, or infinite")
+    return cut(outputs, counts)
+
+
+def _all_finite(outputs: Tensor) -> bool:
+    """Whether all values are finite: their sum is, nearly always, and costs a third of looking at each."""
+    return math.isfinite(float(outputs.sum(dtype=torch.float32))) or bool(outputs.isfinite().all())

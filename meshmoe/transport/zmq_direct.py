@@ -1,0 +1,98 @@
+"""A lane of the ZeroMQ transport in the hands of a thread that does not run trio.
+
+The thread owns the receiving socket and waits on its descriptor, which is edge-triggered (see
+`meshmoe.transport.zmq_socket`): before each wait it has read EVENTS. A second descriptor lets other threads wake it.
+What it sends goes through the connections that trio opens and closes; each has a lock, and takes a parcel from here
+only while nothing waits there.
+
+The lock here is for closing: the transport may close while the thread, left behind, is still about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from meshmoe.core.endpoints import Lane
+from meshmoe.core.ids import NodeId
+from meshmoe.transport.base import Parcel
+from meshmoe.transport.ledger import Ledger
+from meshmoe.transport.zmq_inbound import InboundLane
+from meshmoe.transport.zmq_outbound import OutboundLane
+from meshmoe.wire.frames import Frame
+
+_SKIPPED_MAX = 64
+"""Messages that are no parcels, thrown away in one `ZmqDirectLane.receive`."""
+
+
+class ZmqDirectLane:
+    """Implements `meshmoe.transport.base.DirectLane`.
+
+    Attributes:
+        ledger: Counters of what went this way; written by the thread, read by anybody.
+    """
+
+    def __init__(self, inbound: InboundLane, lane_to: Callable[[NodeId, Lane], OutboundLane], lane: Lane) -> None:
+        self.ledger = Ledger()
+        self._inbound = inbound
+        self._lane_to = lane_to
+        self._lane = lane
+        self._raw = inbound.hand_over(self.ledger)
+        self._closed = False
+        self._lock = threading.Lock()
+        # Not eventfd, which is Linux's alone.
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._poll = select.poll()
+        self._poll.register(self._wake_read, select.POLLIN)
+        self._poll.register(self._option(zmq.FD), select.POLLIN)
+
+    def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
+        """See `DirectLane.send`."""
+        self._lane_to(peer, self._lane).post_from_outside(frames, self.ledger.of(peer))
+
+    def receive(self) -> Parcel | None:
+        """See `DirectLane.receive`."""
+        for _ in range(_SKIPPED_MAX):
+            with self._lock:
+                if self._closed or not self._option(zmq.EVENTS) & zmq.POLLIN:
+                    return None
+                frames = self._raw.recv_multipart(zmq.NOBLOCK, copy=False)
+            parcel = self._inbound.accept(frames)
+            if parcel is not None:
+                return parcel
+        return None
+
+    def wait(self, timeout_s: float) -> None:
+        """See `DirectLane.wait`."""
+        with self._lock:
+            if not self._closed and self._option(zmq.EVENTS) & zmq.POLLIN:
+                return
+        for descriptor, _ in self._poll.poll(max(0.0, timeout_s * 1000)):
+            if descriptor == self._wake_read:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
+
+    def wake(self) -> None:
+        """See `DirectLane.wake`."""
+        with contextlib.suppress(BlockingIOError, OSError):  # full: it wakes up anyway; closed: nobody is there
+            os.write(self._wake_write, b"\0")
+
+    def close(self) -> None:
+        """Close the socket; called by the transport. A thread that still waits sees no more parcels."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._raw.close(0)
+        self.wake()
+
+    def _option(self, option: int) -> int:
+        value = self._raw.get(option)
+        assert isinstance(value, int)
+        return value
