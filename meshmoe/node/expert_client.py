@@ -19,7 +19,7 @@ import trio
 from torch import Tensor
 
 from meshmoe.core.endpoints import Lane
-from meshmoe.core.errors import ExpertUnavailableError, PeerError
+from meshmoe.core.errors import ExpertUnavailableError, PeerError, WireError
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.engine.remote import LayerCall
 from meshmoe.node.call_rows import REPLY_HEADER_BYTES, distinct_rows, read_outputs, row_bytes
@@ -31,8 +31,8 @@ from meshmoe.node.peer_times import PeerTimes
 from meshmoe.node.spot_check import SpotChecks
 from meshmoe.placement.holder_choice import choose_holders
 from meshmoe.wire.codec import Decoded
-from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply
-from meshmoe.wire.tensors import pack_tensor
+from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply, ExpertRows
+from meshmoe.wire.tensors import pack_tensor, unpack_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,9 @@ class ExpertClient:
             f"experts{problem}; see `meshmoe status` for what the mesh is missing"
         )
 
-    async def complete(self, call: LayerCall, outputs: dict[int, Tensor], late: Sequence[NodeId]) -> dict[int, Tensor]:
+    async def complete(
+        self, call: LayerCall, outputs: dict[int, Tensor], late: Sequence[NodeId], lost_s: float
+    ) -> dict[int, Tensor]:
         """Compute what the express has left over (`meshmoe.node.express`).
 
         Args:

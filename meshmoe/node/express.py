@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -140,7 +141,8 @@ class Express:
         self._clock = trio.lowlevel.current_clock()
         self._handed_over = 0
         self._lock = threading.Lock()
-        self.dropped_parcels = 0
+        self.counts: Counter[str] = Counter()
+        """Messages out and answered, calls of peers served, parcels handed over and dropped."""
 
     # -- Inlet -------------------------------------------------------------------------------------------------
 
@@ -232,6 +234,7 @@ class Express:
         self._asked[number] = _Asked(under_way, peer, experts, now_s, deadline_s)
         self._soonest_s = min(self._soonest_s, deadline_s)
         under_way.open.add(number)
+        self.counts["sent"] += 1
 
     def _answered(self, number: int, asked: _Asked, decoded: Decoded) -> None:
         del self._asked[number]
@@ -250,6 +253,7 @@ class Express:
                 logger.info("expert call to %s: %s", asked.peer, error)
                 self.compute.post(self._messenger.blame, asked.peer, "bad_reply", error)
             else:
+                self.counts["answered"] += 1
                 under_way.outputs.update(zip(asked.experts, parts, strict=True))
                 call.stats.received_bytes += sum(part.nbytes for part in parts) + REPLY_HEADER_BYTES
                 self.client.calls_by_peer[asked.peer] += sum(counts)
@@ -309,9 +313,10 @@ class Express:
         """To the handlers on trio."""
         with self._lock:
             if self._handed_over >= HANDED_OVER_MAX:
-                self.dropped_parcels += 1
+                self.counts["dropped"] += 1
                 return
             self._handed_over += 1
+            self.counts["handed_over"] += 1
         self.compute.post(self._deliver, parcel)
 
     def _deliver(self, parcel: Parcel) -> None:
@@ -358,6 +363,7 @@ class Express:
         took_us = int((perf_counter() - began_s) * 1e6)
         reply = ExpertReply(id=call.id, compute_us=took_us)
         self._server.rows_served += outputs.shape[0]
+        self.counts["served"] += 1
         return self._reply(peer, self._codec.encode(reply, tensor=pack_tensor(outputs)))
 
     def _reply(self, peer: NodeId, frames: Sequence[Frame]) -> None:

@@ -324,8 +324,9 @@ class Node:
         if lane is None:
             self.spawn(lambda: parts.messenger.receive_on(Lane.DATA))
             return
-        express = Express(lane, engine, parts.mesh, parts.expert_client, parts.expert_server, parts.messenger)
-        parts.on_peer_gone = express.peer_gone
+        express = parts.express = Express(
+            lane, engine, parts.mesh, parts.expert_client, parts.expert_server, parts.messenger
+        )
         engine.peer_calls_besides = express.serving
         engine.compute.attach(express)
 

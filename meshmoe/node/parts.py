@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -18,6 +17,7 @@ from meshmoe.node.calls import CallTable
 from meshmoe.node.custody_driver import CustodyDriver
 from meshmoe.node.expert_client import ExpertClient
 from meshmoe.node.expert_server import ExpertServer
+from meshmoe.node.express import Express
 from meshmoe.node.gossip_driver import GossipDriver
 from meshmoe.node.joining import Greeter
 from meshmoe.node.membership_driver import Change, MembershipDriver
@@ -51,7 +51,7 @@ class Parts:
         unit_server: Serves them.
         greeter: Introduces this node.
         admission: Who belongs to the mesh; None in an insecure one.
-        on_peer_gone: Told of peers that will not answer what they were asked.
+        express: The compute thread's own way to peers; None until the engine runs.
     """
 
     endpoints: Endpoints
@@ -68,7 +68,7 @@ class Parts:
     unit_server: UnitServer
     greeter: Greeter
     admission: AdmissionDriver | None
-    on_peer_gone: Callable[[NodeId], None] = lambda _: None
+    express: Express | None = None
 
     async def run(self) -> None:
         """Run the tasks of all parts until cancelled."""
@@ -82,14 +82,18 @@ class Parts:
         """What was asked over a broken connection may not have arrived: ask elsewhere now, not at the deadline."""
         if lane is Lane.DATA:
             self.calls.fail_peer(peer, "has lost its connection")
-            self.on_peer_gone(peer)
+            self._tell_express(peer)
             self.membership.feed(Doubted(peer))
+
+    def _tell_express(self, peer: NodeId) -> None:
+        if self.express is not None:
+            self.express.peer_gone(peer)
 
     def _member_changed(self, change: Change) -> None:
         if isinstance(change, MemberDead | MemberLeft):
             how = "died" if isinstance(change, MemberDead) else "left"
             self.calls.fail_peer(change.member.node, how)
-            self.on_peer_gone(change.member.node)
+            self._tell_express(change.member.node)
         self.gossip.feed(change)
         self.mesh.announce_change()
 

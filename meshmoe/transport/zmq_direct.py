@@ -1,9 +1,7 @@
 """A lane of the ZeroMQ transport in the hands of a thread that does not run trio.
 
-The thread owns the receiving socket and waits on its descriptor, which is edge-triggered (see
-`meshmoe.transport.zmq_socket`): before each wait it has read EVENTS. A second descriptor lets other threads wake it.
-What it sends goes through the connections that trio opens and closes; each has a lock, and takes a parcel from here
-only while nothing waits there.
+The thread owns the receiving socket and waits on it; a pipe lets other threads wake it. What it sends goes through the
+connections that trio opens and closes; each has a lock, and takes a parcel from here only while nothing waits there.
 
 The lock here is for closing: the transport may close while the thread, left behind, is still about.
 """
@@ -11,8 +9,8 @@ The lock here is for closing: the transport may close while the thread, left beh
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import select
 import threading
 from collections.abc import Callable, Sequence
 
@@ -49,9 +47,9 @@ class ZmqDirectLane:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._poll = select.poll()
-        self._poll.register(self._wake_read, select.POLLIN)
-        self._poll.register(self._option(zmq.FD), select.POLLIN)
+        self._waited_for = [(self._raw, zmq.POLLIN), (self._wake_read, zmq.POLLIN)]
+        self._ready = False
+        """Whether `wait` has just seen a message, so that asking again would be for nothing."""
 
     def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
         """See `DirectLane.send`."""
@@ -61,7 +59,8 @@ class ZmqDirectLane:
         """See `DirectLane.receive`."""
         for _ in range(_SKIPPED_MAX):
             with self._lock:
-                if self._closed or not self._option(zmq.EVENTS) & zmq.POLLIN:
+                ready, self._ready = self._ready, False
+                if self._closed or not (ready or self._raw.get(zmq.EVENTS) & zmq.POLLIN):
                     return None
                 frames = self._raw.recv_multipart(zmq.NOBLOCK, copy=False)
             parcel = self._inbound.accept(frames)
@@ -71,11 +70,13 @@ class ZmqDirectLane:
 
     def wait(self, timeout_s: float) -> None:
         """See `DirectLane.wait`."""
-        with self._lock:
-            if not self._closed and self._option(zmq.EVENTS) & zmq.POLLIN:
-                return
-        for descriptor, _ in self._poll.poll(max(0.0, timeout_s * 1000)):
-            if descriptor == self._wake_read:
+        if self._closed:
+            return
+        # libzmq's own poll looks at the socket before and after it sleeps, which takes care of the edges.
+        for ready, _ in zmq.zmq_poll(self._waited_for, math.ceil(max(0.0, timeout_s) * 1000)):
+            if ready is self._raw:
+                self._ready = True
+            else:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
 
@@ -87,12 +88,8 @@ class ZmqDirectLane:
     def close(self) -> None:
         """Close the socket; called by the transport. A thread that still waits sees no more parcels."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._raw.close(0)
+            if self._closed:
+                return
+            self._closed = True
+            self._raw.close(0)
         self.wake()
-
-    def _option(self, option: int) -> int:
-        value = self._raw.get(option)
-        assert isinstance(value, int)
-        return value

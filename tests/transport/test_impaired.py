@@ -237,3 +237,16 @@ async def test_closing_with_parcels_under_way_is_quick():
                 a.post(B, lane, [bytes(1000)])
             await until(lambda: a.stats(B).sent_parcels == 0)
             assert b.endpoints.host == "memory"
+
+
+@mock_clock_test
+async def test_a_parcel_of_another_thread_leaves_when_it_was_sent_and_not_when_trio_gets_to_it():
+    async with impaired_pair() as (a, b):
+        await trio.sleep(1.0)
+        start_s = trio.current_time()
+        a.post_sent_at(B, Lane.DATA, [b"x"], start_s - 0.004)
+        await b.receive(Lane.DATA)
+        assert trio.current_time() - start_s == pytest.approx(SHAPE.rtt_s / 2 - 0.004, abs=1e-5)
+        a.disconnect(B)
+        a.post_sent_at(B, Lane.DATA, [b"x"], trio.current_time())  # dropped, counted, and no error
+        assert a.stats(B).dropped_parcels == 1

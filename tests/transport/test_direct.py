@@ -1,0 +1,122 @@
+"""A lane in the hands of another thread."""
+
+import threading
+import time
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+
+from meshmoe.core.endpoints import Lane
+from meshmoe.core.links import LinkShape
+from meshmoe.transport.base import QueueFullError, UnreachableError
+from meshmoe.transport.impaired import BREAK_AFTER_S, open_impaired_transport
+from meshmoe.transport.memory import MemoryHub
+from meshmoe.transport.zmq_transport import open_zmq_transport
+from tests.transport.support import A, B, C, trio_test
+
+
+@asynccontextmanager
+async def open_pair():
+    async with open_zmq_transport(A, 1) as a, open_zmq_transport(B, 1) as b:
+        a.connect(B, b.endpoints)
+        b.connect(A, a.endpoints)
+        yield a, b
+
+
+def receive(lane, timeout_s=5.0):
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() < until_s:
+        parcel = lane.receive()
+        if parcel is not None:
+            return parcel
+        lane.wait(0.2)
+    raise AssertionError("nothing came")
+
+
+def send_when_connected(lane, frames):
+    while True:
+        with suppress(QueueFullError):
+            return lane.send(B, frames)
+        time.sleep(0.01)
+
+
+@trio_test
+async def test_echo_from_thread_to_thread():
+    async with open_pair() as (a, b):
+        asking, echoing = a.open_direct(Lane.DATA), b.open_direct(Lane.DATA)
+
+        def echo():
+            for _ in range(200):
+                parcel = receive(echoing)
+                echoing.send(parcel.sender, [bytes(frame) for frame in parcel.frames])
+
+        def ask():
+            for i in range(200):
+                send_when_connected(asking, [b"%d" % i, b"x" * 100_000])
+                parcel = receive(asking)
+                assert [len(frame) for frame in parcel.frames] == [len(b"%d" % i), 100_000]
+                assert bytes(parcel.frames[0]) == b"%d" % i
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, echo)
+            await trio.to_thread.run_sync(ask)
+        assert a.stats(B).sent_parcels == a.stats(B).received_parcels == 200
+        assert b.stats(A).received_bytes > 200 * 100_000
+
+
+@trio_test
+async def test_trio_goes_on_sending_on_the_lane_and_receiving_on_the_others():
+    async with open_pair() as (a, b):
+        lane = b.open_direct(Lane.DATA)
+        for i in range(20):
+            await a.send(B, Lane.DATA, [b"%d" % i])
+        got = [bytes((await trio.to_thread.run_sync(receive, lane)).frames[0]) for _ in range(20)]
+        assert got == [b"%d" % i for i in range(20)]
+        await a.send(B, Lane.CONTROL, [b"hello"])
+        assert bytes((await b.receive(Lane.CONTROL)).frames[0]) == b"hello"
+
+
+@trio_test
+async def test_wait_is_bounded_and_can_be_woken():
+    async with open_pair() as (a, _):
+        lane = a.open_direct(Lane.DATA)
+        began_s = time.monotonic()
+        await trio.to_thread.run_sync(lane.wait, 0.05)
+        assert 0.04 < time.monotonic() - began_s < 5
+        threading.Timer(0.05, lane.wake).start()
+        began_s = time.monotonic()
+        await trio.to_thread.run_sync(lane.wait, 20.0)
+        assert time.monotonic() - began_s < 10
+
+
+@trio_test
+async def test_an_unknown_peer_and_a_closed_lane():
+    async with open_pair() as (a, _):
+        lane = a.open_direct(Lane.DATA)
+        with pytest.raises(UnreachableError, match="not connected"):
+            lane.send(C, [b"x"])
+    assert lane.receive() is None
+    lane.wait(10.0)  # returns at once
+    lane.wake()
+    lane.close()
+
+
+@trio_test
+async def test_memory_has_none():
+    async with MemoryHub().attach(A, 1) as transport:
+        assert transport.open_direct(Lane.DATA) is None
+
+
+@trio_test
+async def test_an_emulated_partition_refuses_on_any_thread():
+    links = {B: LinkShape(rtt_s=0.01, rate_bytes_per_s=1e9)}
+    async with open_pair() as (inner, b), open_impaired_transport(inner, links, 1) as a:
+        lane, there = a.open_direct(Lane.DATA), b.open_direct(Lane.DATA)
+        a.connect(B, b.endpoints)
+        await trio.to_thread.run_sync(lane.send, B, [b"x"])
+        assert bytes((await trio.to_thread.run_sync(receive, there)).frames[0]) == b"x"
+        a.block(B)
+        await trio.sleep(BREAK_AFTER_S + 0.1)
+        with pytest.raises(UnreachableError):
+            await trio.to_thread.run_sync(lane.send, B, [b"x"])
