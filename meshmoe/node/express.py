@@ -149,10 +149,14 @@ class Express:
     def poll(self) -> None:
         """See `Inlet.poll`."""
         for _ in range(PARCELS_A_POLL):
-            parcel = self._lane.receive()
-            if parcel is None:
-                break
-            self._take(parcel)
+            try:
+                parcel = self._lane.receive()
+                if parcel is None:
+                    break
+                self._take(parcel)
+            except Exception:  # a fault here, met by one parcel, must not end the thread
+                self.counts["faults"] += 1
+                logger.exception("a parcel on the data lane met a fault of this software")
         if self._asked and perf_counter() >= self._soonest_s:
             self._expire(perf_counter())
 

@@ -10,13 +10,14 @@ PERIOD_S = 10.0
 
 
 class Complaints:
-    """Logs at most one warning a period; says how many were held back."""
+    """Logs at most one warning a period; says how many were held back. Made on trio, of use on any one thread."""
 
     def __init__(self, logger: logging.Logger, period_s: float = PERIOD_S) -> None:
         self._logger = logger
         self._period_s = period_s
         self._quiet_until_s = float("-inf")
         self._held_back = 0
+        self._clock = trio.lowlevel.current_clock()
         self.count = 0
 
     def note(self, line: str) -> None:
@@ -27,7 +28,7 @@ class Complaints:
     def complain(self, line: str) -> None:
         """Count one piece of bad traffic, and log ``line`` if none was logged lately."""
         self.count += 1
-        now_s = trio.current_time()
+        now_s = self._clock.current_time()
         if now_s < self._quiet_until_s:
             self._held_back += 1
             return

@@ -13,6 +13,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import zmq
 
@@ -47,7 +48,8 @@ class ZmqDirectLane:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._waited_for = [(self._raw, zmq.POLLIN), (self._wake_read, zmq.POLLIN)]
+        # Typed as for sockets alone, but descriptors are welcome, too.
+        self._waited_for: list[Any] = [(self._raw, zmq.POLLIN), (self._wake_read, zmq.POLLIN)]
         self._ready = False
         """Whether `wait` has just seen a message, so that asking again would be for nothing."""
 
@@ -60,7 +62,7 @@ class ZmqDirectLane:
         for _ in range(_SKIPPED_MAX):
             with self._lock:
                 ready, self._ready = self._ready, False
-                if self._closed or not (ready or self._raw.get(zmq.EVENTS) & zmq.POLLIN):
+                if self._closed or not (ready or int(self._raw.get(zmq.EVENTS)) & zmq.POLLIN):
                     return None
                 frames = self._raw.recv_multipart(zmq.NOBLOCK, copy=False)
             parcel = self._inbound.accept(frames)

@@ -11,6 +11,7 @@ from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import PeerError
 from meshmoe.gossip.values import Claims, Demand, Holdings, Link, Links
 from meshmoe.model.tiny import make_tiny_checkpoint
+from meshmoe.node.call_room import CallRoom
 from meshmoe.wire.frames import TensorFrame, TensorHeader
 from meshmoe.wire.messages import ExpertCall, ExpertRows, Unit, UnitRequest
 from tests.node.support import GREEDY, open_test_mesh, written, written_alone
@@ -157,18 +158,14 @@ def test_no_name_of_a_unit_leads_out_of_the_store(tmp_path, model):
     trio.run(main)
 
 
-def test_one_peer_does_not_take_all_the_room(tmp_path, model):
-    async def main():
-        async with open_test_mesh(tmp_path) as mesh:
-            victim = await mesh.add("victim", model, 1.0)
-            server = victim.parts.expert_server
-            assert server._has_room("a", 1 << 20)
-            server._taken_calls["a"], server._taken_bytes["a"] = 128, 128 << 20
-            assert not server._has_room("a", 1)
-            assert server._has_room("b", 100 << 20)
-            assert not server._has_room("b", 129 << 20), "all calls together hold no more than 256 MiB"
-
-    trio.run(main)
+def test_one_peer_does_not_take_all_the_room():
+    room = CallRoom(256)
+    assert all(room.enter("a", 1 << 20) for _ in range(128))
+    assert not room.enter("a", 1)
+    assert room.enter("b", 100 << 20)
+    assert not room.enter("c", 129 << 20), "all calls together hold no more than 256 MiB"
+    room.leave("a", 1 << 20)
+    assert room.enter("a", 1)
 
 
 def test_gossip_about_experts_that_the_model_does_not_have(tmp_path, model):
