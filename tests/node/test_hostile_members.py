@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import count
 
 import pytest
 import trio
 
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import PeerError
+from meshmoe.engine.dispatch import compute_rows
 from meshmoe.gossip.values import Claims, Demand, Holdings, Link, Links
 from meshmoe.model.tiny import make_tiny_checkpoint
 from meshmoe.node.call_room import CallRoom
@@ -47,6 +49,7 @@ def corrupt(node, change) -> None:
             return change(await right.compute_experts(*arguments, **options))
 
     node.parts.expert_server.engine = Wrong()
+    node.parts.express._is_plain = lambda *_: False  # so that all calls come to that engine
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -92,7 +95,16 @@ def test_spot_checks_name_who_computes_wrongly(tmp_path, model, caplog):
     assert any("one of them computes wrongly" in record.message for record in caplog.records)
 
 
-def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_path, model):
+def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_path, model, monkeypatch):
+    computed = []
+
+    def counted(*arguments):
+        computed.append(arguments)
+        return compute_rows(*arguments)
+
+    monkeypatch.setattr("meshmoe.engine.engine.compute_rows", counted)
+    monkeypatch.setattr("meshmoe.node.express.compute_rows", counted)
+
     def tensor(rows, columns, dtype="f32"):
         header = TensorHeader(dtype, rows, columns)
         return TensorFrame(header, bytes(header.size_bytes))
@@ -104,13 +116,11 @@ def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_pa
             await mesh.settle()
             held = min(victim.pool.experts())
             layer, width = held.layer, victim.model.config.hidden_size
-            computed = []
-            engine = victim.parts.expert_server.engine
-            compute = engine._compute.run
-            engine._compute.run = lambda *arguments: (computed.append(arguments), compute(*arguments))[1]
+            computed.clear()
+            ids = count(1001, 2)
 
             async def send(experts, frame, layer=layer):
-                call = ExpertCall(id=len(computed) + 1, layer=layer, experts=experts, budget_ms=1000)
+                call = ExpertCall(id=next(ids), layer=layer, experts=experts, budget_ms=1000)
                 with suppress(PeerError):  # it may have been cut off
                     await bad.parts.messenger.send(victim.settings.node, Lane.DATA, call, tensor=frame)
                 await trio.sleep(0.02)
