@@ -32,7 +32,7 @@ from torch import Tensor
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import MeshmoeError, PeerError, WireError
 from meshmoe.core.ids import ExpertId, NodeId
-from meshmoe.engine.compute import Call, ComputeThread, Job, JobCancelled
+from meshmoe.engine.compute import Call, CallAbandonedError, ComputeThread, Job, JobCancelled
 from meshmoe.engine.dispatch import compute_rows
 from meshmoe.engine.engine import Engine
 from meshmoe.engine.remote import LayerCall
@@ -84,27 +84,37 @@ class ExpressCall(Call[dict[int, Tensor]]):
         self.late: list[NodeId] = []
         self._express = express
         self._began_s = perf_counter()
+        self._usual_way = False
 
     def wait(self) -> dict[int, Tensor]:
         """See `Call.wait`."""
         try:
             return super().wait()
         except JobCancelled:
-            self.abandon()
+            self._abandon(None)
             raise
 
     def abandon(self) -> None:
         """See `Call.abandon`."""
-        self._express.forget(self)
-        super().abandon()
+        self._express.compute.tell(self._abandon, None)
+
+    def _abandon(self, _: None) -> None:
+        if self._outcome is not None:
+            return
+        if self._usual_way:
+            super().abandon()
+        else:
+            self._express.forget(self)
+            self._express.compute.settle(self, outcome.Error(CallAbandonedError()))
 
     def progress(self) -> None:
         """Once nothing is open: end, or go on the usual way."""
-        if self.open or self._outcome is not None:
+        if self.open or self._usual_way or self._outcome is not None:
             return
         call = self.asked
         rest = {expert: rows for expert, rows in call.rows.items() if expert not in self.outputs}
         if rest:
+            self._usual_way = True
             lost_s = perf_counter() - self._began_s
             self._go_on(self._express.client.complete, call._replace(rows=rest), self.outputs, self.late, lost_s)
         else:
