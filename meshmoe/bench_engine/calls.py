@@ -66,6 +66,7 @@ class CallFigure(msgspec.Struct, frozen=True):
         transport: The same.
         messages: The same.
         node: The same.
+        express: The same between nodes that were started with ``--express``.
         steps: What single steps take alone; those of *messages* happen twice a round trip.
     """
 
@@ -73,6 +74,7 @@ class CallFigure(msgspec.Struct, frozen=True):
     transport: float
     messages: float
     node: float
+    express: float
     steps: dict[str, float]
 
 
@@ -96,17 +98,21 @@ async def _measure(rounds: int, turns: int, progress: Progress) -> CallFigure:
     with tempfile.TemporaryDirectory(prefix="mm-", ignore_cleanup_errors=True) as directory:
         model = make_bench_checkpoint(Path(directory) / "model", _SHAPE)
         progress("starting two nodes")
-        async with _two_nodes(Path(directory), model) as caller:
+        async with (
+            _two_nodes(Path(directory), model, "usual") as caller,
+            _two_nodes(Path(directory), model, "express") as fast,
+        ):
             for turn in range(turns):
                 progress(f"turn {turn + 1} of {turns}")
                 note("raw", await trio.to_thread.run_sync(_raw_rounds, rounds))
                 note("transport", await _parcel_rounds(rounds, "parcel"))
                 note("messages", await _parcel_rounds(rounds, "messages"))
                 note("node", await _node_rounds(caller, rounds))
+                note("express", await _node_rounds(fast, rounds))
             assert caller.pool is not None
             steps = await _steps(caller)
     medians = {kind: median(values) for kind, values in found.items()}
-    return CallFigure(medians["raw"], medians["transport"], medians["messages"], medians["node"], steps)
+    return CallFigure(**medians, steps=steps)
 
 
 # -- the whole node ------------------------------------------------------------------------------------------------
@@ -124,6 +130,7 @@ def _settings(
         socket_path=directory / f"{name}.sock",
         state_dir=directory / name,
         cache_dir=directory / "cache",
+        express=directory.name == "express",
     )
 
 
@@ -144,8 +151,9 @@ def _run_holder(pipe: Connection, directory: Path, model: Path) -> None:
 
 
 @asynccontextmanager
-async def _two_nodes(directory: Path, model: Path) -> AsyncIterator[Node]:
+async def _two_nodes(directory: Path, model: Path, way: str) -> AsyncIterator[Node]:
     """A node in this process that lacks experts, and one in another process that has them."""
+    directory = directory / way
     here, there = _SPAWN.Pipe()
     process = _SPAWN.Process(target=_run_holder, args=(there, directory, model), daemon=True)
     process.start()
@@ -335,6 +343,7 @@ def call_table(figure: CallFigure) -> str:
         "transport": "a parcel there and back through the transport on trio",
         "messages": "the same with an expert call and its reply, encoded, decoded and validated at both ends",
         "node": "from a node's compute thread to another's, which computes the expert, and back",
+        "express": "the same with `--express`",
     }
     lines = ["| | round trip, us | of raw |", "|---|---|---|"]
     for kind, words in names.items():

@@ -109,6 +109,7 @@ DESCRIPTORS_MIN = 192
     "--membership", type=click.Choice(["lan", "wan"]), default="lan", show_default=True, help="Failure detector."
 )
 @click.option("--links", metavar="TOPOLOGY", help="Emulate the links that a topology file gives this node (no root).")
+@click.option("--express", is_flag=True, help="Let the compute thread serve expert calls itself: shorter rounds.")
 @click.option("--hedge", is_flag=True, help="Send late expert calls to a second holder, too (at most 5 % more calls).")
 @click.option(
     "--discovery/--no-discovery",
@@ -161,6 +162,7 @@ def join(  # noqa: D103 - the help text stands above
     state: Path | None,
     membership: str,
     links: str | None,
+    express: bool,
     hedge: bool,
     discovery: bool | None,
     spot_check: float,
@@ -197,6 +199,7 @@ def join(  # noqa: D103 - the help text stands above
         membership=membership,
         links=_emulated_links(links, node),
         links_file=links,
+        express=express,
         hedge=hedge,
         insecure=insecure,
         demand_half_life_s=half_life_s,

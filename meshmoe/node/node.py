@@ -164,7 +164,8 @@ class Node:
             drafts=self.settings.drafts, threads=self.settings.threads, kv_cache_bytes=self.settings.kv_cache_bytes
         )
         async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
-            await self._open_express(parts, engine)
+            if self.settings.express:
+                await self._open_express(parts, engine)
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(parts.custody.run)

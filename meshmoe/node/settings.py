@@ -43,6 +43,7 @@ class NodeSettings:
         membership: Preset of the failure detector: ``lan`` or ``wan``.
         links: Links to emulate, by peer; empty for real ones.
         links_file: Where they came from, to be read again on demand.
+        express: Whether the compute thread serves expert calls itself.
         hedge: Whether late decode calls go to a second holder, too.
         insecure: Send in the clear, and believe everybody who connects.
         demand_half_life_s: Of what this node remembers of its own use: shorter follows a change of use sooner, and
@@ -70,6 +71,7 @@ class NodeSettings:
     membership: str = "lan"
     links: Mapping[NodeId, LinkShape] = field(default_factory=dict)
     links_file: str | None = None
+    express: bool = False
     hedge: bool = False
     insecure: bool = False
     demand_half_life_s: float = 600.0

@@ -30,6 +30,7 @@ from meshmoe.node.messenger import Messenger
 from meshmoe.transport.zmq_transport import open_zmq_transport
 from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertReply
 from meshmoe.wire.tensors import pack_tensor
+from tests.node.support import GREEDY, open_test_mesh, written, written_alone
 
 ASKER, HOLDER, SPARE = NodeId("asker"), NodeId("holder"), NodeId("spare")
 ROW = torch.ones(1, 64)
@@ -256,3 +257,21 @@ def test_without_anybody_the_usual_way_says_so(checkpoint):
             await asker.ask()
 
     run(case, checkpoint, [], patience=CallPatience(total_s=0.3))
+
+
+def test_whole_nodes_write_what_one_alone_writes(tmp_path):
+    directory = make_tiny_checkpoint("qwen3_moe", tmp_path / "model", dtype=torch.float32)
+    prompt = (5, 17, 40, 99)
+
+    async def main():
+        async with open_test_mesh(tmp_path) as mesh:
+            one = await mesh.add("one", directory, 0.6, express=True)
+            await mesh.add("two", directory, 0.6, express=True)
+            await mesh.add("three", directory, 0.6)  # the usual way, among them
+            await mesh.settle()
+            tokens = await written(one, prompt, GREEDY)
+            assert one.parts.express.counts["answered"] > 0
+            assert mesh.nodes[2].parts.express is None
+            return tokens
+
+    assert trio.run(main) == trio.run(written_alone, directory, [prompt], [GREEDY])[0]
