@@ -54,7 +54,9 @@ class Knowledge:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return Checkpoint.open(make_tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("tiny"), dtype=torch.float32))
+    opened = Checkpoint.open(make_tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("tiny"), dtype=torch.float32))
+    load_moe_model(opened)  # compiles kernels, the first time; tests have deadlines
+    return opened
 
 
 class Side:
