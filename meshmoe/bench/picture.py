@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from xml.sax.saxutils import escape
 
 import networkx as nx
 
 from meshmoe.core.config import Topology
+from meshmoe.core.links import LinkShape
 from meshmoe.core.units import format_duration, format_rate, format_size
 from meshmoe.placement.world import Holders, World
 
 WIDTH, HEIGHT, BOX = 900, 700, 150
 ROW = 8
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+"""Of kinds of links, the fastest first; told apart by colour-blind people, too (Okabe and Ito 2008)."""
 
 
 def svg(topology: Topology, world: World, holders: Holders) -> str:
@@ -35,11 +39,7 @@ def svg(topology: Topology, world: World, holders: Holders) -> str:
         "<style>text { font-family: sans-serif }</style>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
     ]
-    for (a, b), link in topology.links.items():
-        (x1, y1), (x2, y2) = places[a], places[b]
-        parts.append(f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" stroke="#999"/>')
-        words = f"{format_duration(link.rtt_s)}, {format_rate(link.rate_bytes_per_s)}"
-        parts.append(_text((x1 + x2) / 2, (y1 + y2) / 2, words, "#555"))
+    parts += _links(topology, places)
     exists = world.shape.exists
     height = 44 + ROW * world.shape.layers
     for number, name in enumerate(world.nodes):
@@ -58,6 +58,31 @@ def svg(topology: Topology, world: World, holders: Holders) -> str:
                 f'<rect x="{x + 10:.0f}" y="{top:.0f}" width="{length:.1f}" height="{ROW - 2}" fill="#4a7ab5"/>'
             )
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _links(topology: Topology, places: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The lines, one colour a kind of link, with a legend; where there are too many kinds, with words on each."""
+    kinds = {_words(link): link.rtt_s for link in topology.links.values()}
+    few = len(kinds) <= len(COLOURS)
+    colours = dict(zip(sorted(kinds, key=lambda words: kinds[words]), COLOURS, strict=False)) if few else {}
+    parts = []
+    for (a, b), link in topology.links.items():
+        (x1, y1), (x2, y2) = places[a], places[b]
+        colour = colours.get(_words(link), "#999")
+        ends = f'x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}"'
+        parts.append(f'<line {ends} stroke="{colour}" stroke-width="1.5"/>')
+        if not few:
+            parts.append(_text((x1 + x2) / 2, (y1 + y2) / 2, _words(link), "#555"))
+    for number, (words, colour) in enumerate(colours.items()):
+        top = 20 + 18 * number
+        parts.append(f'<line x1="16" y1="{top}" x2="46" y2="{top}" stroke="{colour}" stroke-width="3"/>')
+        parts.append(f'<text x="54" y="{top + 4}" fill="#333">{escape(words)}</text>')
+    return parts
+
+
+def _words(link: LinkShape) -> str:
+    """A link in words: two that read the same are drawn the same."""
+    return f"{format_duration(link.rtt_s)}, {format_rate(link.rate_bytes_per_s)}"
 
 
 def _text(x: float, y: float, words: str, colour: str) -> str:
