@@ -20,7 +20,7 @@ from playwright.sync_api import Page, expect
 from meshmoe.cli.local_mesh import LocalMesh, open_local_mesh
 from meshmoe.core.ids import NodeId
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.soak]
 
 NAMES = ("attic", "desk", "shop")
 
