@@ -347,6 +347,7 @@ class Node:
         parts.expert_client.compute_here = compute_here
         parts.expert_server.engine = engine
         parts.placement.take_routed = engine.counts.log.take
+        parts.placement.active_streams = lambda: engine.stats().active
         pool.subscribe(holdings_changed)
         self.serving.engine = engine
         self.phase = "serving"
