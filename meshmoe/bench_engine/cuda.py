@@ -64,7 +64,7 @@ def measure_cuda(streams: tuple[int, ...], layers: int, turns: int, progress: Pr
     torch.set_grad_enabled(False)
     progress("making a model of random weights")
     stock = _random_model(layers)
-    weights = read_weights(stock)
+    weights = read_weights(stock, torch.device("cuda"))
     lend_experts(weights, stock)
     read_s = _token_bytes(stock) / _read_rate()
     figures = []
@@ -118,14 +118,14 @@ def _ours(weights: Any, count: int) -> Callable[[], float]:
     from meshmoe.engine.cuda.step import DecodeStep
     from meshmoe.engine.lean.blocks import Sequence
 
-    reach = CONTEXT + STEPS + 1
+    reach = -(-(CONTEXT + STEPS) // BLOCK_TOKENS) * BLOCK_TOKENS
     blocks = DeviceBlocks(weights, 8 << 30)
     step = DecodeStep(weights, blocks, count, reach)
     for row in range(count):
         sequence = Sequence(blocks)
         sequence.reserve(reach)
-        used = -(-reach // BLOCK_TOKENS)
-        step.tables[row, :used] = torch.from_numpy(sequence.table[:used])
+        used = reach // BLOCK_TOKENS
+        step.tables[row] = torch.from_numpy(sequence.table[:used])
 
     def run() -> float:
         step.tokens.copy_(torch.arange(100, 100 + count))

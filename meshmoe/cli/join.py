@@ -82,6 +82,9 @@ DESCRIPTORS_MIN = 192
 )
 @click.option("--profile", metavar="FILE", help="What this box is: a file, or the name of one in nodes/.")
 @click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
+@click.option(
     "--drafts",
     default="auto",
     show_default=True,
@@ -158,6 +161,7 @@ def join(  # noqa: D103 - the help text stands above
     threads: int | None,
     kv_cache: str | None,
     decode: Literal["auto", "lean", "generic"],
+    device: str,
     dtype: str,
     state: Path | None,
     membership: str,
@@ -190,6 +194,7 @@ def join(  # noqa: D103 - the help text stands above
         threads=threads or (box.threads if box is not None else None) or auto_threads(),
         kv_cache_bytes=parse_size(kv_cache) if kv_cache is not None else None,
         decode=decode,
+        device=device,
         dtype=dtype,
         socket_path=socket_path,
         http=parse_http_address(http, keyed=api_key is not None) if http is not None else None,

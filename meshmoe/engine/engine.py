@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import psutil
+import torch
 import trio
 from torch import Tensor, nn
 
@@ -350,6 +351,12 @@ def _lean_engine(engine: Engine, remote: RemoteExperts | None) -> LeanEngine | N
     from meshmoe.engine.lean.batch import LeanEngine  # needs numba, which a model with a lean path has found
 
     sizes = [layer.n_experts for layer in engine.model.layers]
+    if engine.model.card is not None:
+        from meshmoe.engine.cuda.engine import CudaEngine
+
+        asked, card = engine.limits.kv_cache_bytes, engine.model.card
+        kv_bytes = _card_kv_cache_bytes(engine) if asked is None else asked
+        return CudaEngine(engine.model.lean, card, engine.pool, sizes, remote, engine.counts, kv_bytes)
     asked = engine.limits.kv_cache_bytes
     kv_bytes = default_kv_cache_bytes(engine.model, engine.limits.active_max) if asked is None else asked
     return LeanEngine(engine.model.lean, engine.pool, sizes, remote, engine.counts, kv_bytes)
@@ -363,6 +370,14 @@ def _scheduler(
     from meshmoe.engine.lean.scheduler import Scheduler
 
     return Scheduler(lean, compute, nursery, drafts)
+
+
+def _card_kv_cache_bytes(engine: Engine) -> int:
+    """The same on a card: no more than half of what experts and trunk leave free there."""
+    most = engine.limits.active_max * engine.model.cache.bytes_for(engine.model.context_length)
+    free_bytes, _ = torch.cuda.mem_get_info(engine.pool.device)
+    left_bytes = free_bytes + engine.pool.used_bytes - engine.pool.capacity_bytes
+    return min(most, max(KV_CACHE_BYTES_MIN, left_bytes // 2))
 
 
 def default_kv_cache_bytes(model: MoeModel, active_max: int) -> int:

@@ -22,6 +22,7 @@ from meshmoe.model.loading import load_trunk
 from meshmoe.model.source import WeightSource
 
 if TYPE_CHECKING:
+    from meshmoe.engine.cuda.weights import DeviceWeights
     from meshmoe.engine.lean.model import LeanModel
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class MoeModel:
         eos_ids: Tokens that end a text.
         cache: How its key-value cache behaves.
         expert_bytes: Size of an expert in memory, by layer ordinal.
-        lean: What decode steps are computed with; None for the trunk itself, as prompts are.
+        lean: What forwards are computed with; None for the trunk itself.
+        card: The trunk on an NVIDIA card, where forwards are computed then; None for the host.
     """
 
     trunk: nn.Module
@@ -56,6 +58,7 @@ class MoeModel:
     cache: CacheTraits
     expert_bytes: tuple[int, ...]
     lean: LeanModel | None
+    card: DeviceWeights | None
     _options: dict[str, Any]
     _takes_positions: bool
 
@@ -92,13 +95,16 @@ class MoeModel:
         return out.logits[0, -1], out.past_key_values
 
 
-def load_moe_model(source: WeightSource, dtype: torch.dtype | None = None, decode: Decode = "auto") -> MoeModel:
+def load_moe_model(
+    source: WeightSource, dtype: torch.dtype | None = None, decode: Decode = "auto", device: torch.device | None = None
+) -> MoeModel:
     """Load the trunk and the tokenizer, and bind the MoE layers.
 
     Args:
         source: A checkpoint, or a node's store with the trunk in it.
         dtype: To compute in; None for the checkpoint's own.
         decode: Whether decode steps take the lean path: ``auto`` where it knows the family.
+        device: A card to compute on; None for the host.
 
     Raises:
         CheckpointError: Something is missing, damaged, or of no use; or ``lean`` was asked for and cannot be had.
@@ -112,6 +118,7 @@ def load_moe_model(source: WeightSource, dtype: torch.dtype | None = None, decod
         raise CheckpointError(f"{source.directory}: the tokenizer cannot be loaded: {error}") from error
     accepted = inspect.signature(trunk.forward).parameters
     cache = probe_cache(trunk, trunk.config)
+    lean = _lean_model(trunk, source, layers, cache, decode if device is None else "lean")
     return MoeModel(
         trunk=trunk,
         tokenizer=tokenizer,
@@ -124,7 +131,8 @@ def load_moe_model(source: WeightSource, dtype: torch.dtype | None = None, decod
         expert_bytes=tuple(
             sum(math.prod(shape) for shape in layer.parameters.values()) * dtype.itemsize for layer in source.layers
         ),
-        lean=_lean_model(trunk, source, layers, cache, decode),
+        lean=lean,
+        card=None if device is None else _on_card(trunk, source, device),
         _options={"logits_to_keep": 1} if "logits_to_keep" in accepted else {},
         _takes_positions="position_ids" in accepted,
     )
@@ -148,6 +156,17 @@ def _lean_model(
         return None
     lean.warm()
     return lean
+
+
+def _on_card(trunk: nn.Module, source: WeightSource, device: torch.device) -> DeviceWeights:
+    if not torch.cuda.is_available():
+        raise CheckpointError("this machine has no NVIDIA card that torch can use: leave --device away, or say cpu")
+    from meshmoe.engine.cuda.weights import read_weights  # needs Triton, which comes with CUDA's torch
+
+    try:
+        return read_weights(trunk, device)
+    except ValueError as error:
+        raise CheckpointError(f"{source.directory}: no computing on a card: {error}; use --device cpu") from error
 
 
 def _eos_ids(trunk: Any, tokenizer: Any) -> frozenset[int]:

@@ -95,10 +95,12 @@ class ExpertPool:
 
     Attributes:
         capacity_bytes: The budget.
+        device: Where the weights lie; None for the host.
     """
 
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(self, capacity_bytes: int, device: torch.device | None = None) -> None:
         self.capacity_bytes = capacity_bytes
+        self.device = device
         self._lock = threading.Lock()
         self._resident: dict[ExpertId, ExpertWeights] = {}
         self._size_bytes: dict[ExpertId, int] = {}
@@ -206,6 +208,8 @@ class ExpertPool:
         return self.capacity_bytes - self._used_bytes - sum(r.size_bytes for r in self._reserved.values())
 
     def _commit(self, reservation: Reservation, weights: ExpertWeights) -> None:
+        if self.device is not None:
+            weights = {name: tensor.to(self.device) for name, tensor in weights.items()}
         weights = {name: _aligned(tensor) for name, tensor in weights.items()}
         size_bytes, expert = weights_bytes(weights), reservation.expert
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import psutil
+import torch
 
 MEMORY_SHARE = 0.8
 """Of the memory that is available at start: the rest is for KV caches, activations and the box's other work."""
@@ -14,6 +15,12 @@ def auto_capacity_bytes(trunk_bytes: int) -> int:
     """Memory that experts may take on this box, once the trunk is in it."""
     available: int = psutil.virtual_memory().available
     return max(0, int(available * MEMORY_SHARE) - trunk_bytes)
+
+
+def card_capacity_bytes() -> int:
+    """Memory that experts may take on the card, once the trunk is on it."""
+    free_bytes, _ = torch.cuda.mem_get_info()
+    return int(free_bytes * MEMORY_SHARE)
 
 
 def auto_threads() -> int:

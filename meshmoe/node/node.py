@@ -44,7 +44,7 @@ from meshmoe.node.express import Express
 from meshmoe.node.history import HistorySample
 from meshmoe.node.joining import Doorkeeper
 from meshmoe.node.link_news import LinkNews
-from meshmoe.node.measure import auto_capacity_bytes
+from meshmoe.node.measure import auto_capacity_bytes, card_capacity_bytes
 from meshmoe.node.mesh_keeper import MeshKeeper
 from meshmoe.node.meters import Meters
 from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_checkpoint
@@ -271,20 +271,26 @@ class Node:
     async def _load_trunk(self, model_source: ModelSource) -> MoeModel:
         self.phase = "loading"
         dtype = None if self.settings.dtype == "auto" else DTYPES[self.settings.dtype]
-        return await trio.to_thread.run_sync(load_moe_model, model_source.source, dtype, self.settings.decode)
+        arguments = (model_source.source, dtype, self.settings.decode, self._device)
+        return await trio.to_thread.run_sync(load_moe_model, *arguments)
+
+    @property
+    def _device(self) -> torch.device | None:
+        return torch.device("cuda") if self.settings.device == "cuda" else None
 
     def _make_pool(self, model_source: ModelSource, model: MoeModel) -> ExpertPool:
         sizes = [model.expert_bytes[expert.layer] for expert in model.experts]
         if self.settings.capacity is not None:
             capacity_bytes = min(self.settings.capacity.resolve(sum(sizes)), sum(sizes))
         else:
-            capacity_bytes = min(auto_capacity_bytes(model_source.source.trunk_bytes), sum(sizes))
+            auto = card_capacity_bytes() if self._device else auto_capacity_bytes(model_source.source.trunk_bytes)
+            capacity_bytes = min(auto, sum(sizes))
         if capacity_bytes < min(sizes):
             raise CapacityError(
                 f"capacity {format_size(capacity_bytes)} is too small for one expert of this model "
                 f"({format_size(min(sizes))}): give more with --capacity"
             )
-        return ExpertPool(capacity_bytes)
+        return ExpertPool(capacity_bytes, self._device)
 
     def _begin_custody(self, parts: Parts, source: ModelSource, model: MoeModel, pool: ExpertPool) -> None:
         name, digest = self.settings.node, source.manifest.model_digest
@@ -347,7 +353,6 @@ class Node:
         parts.expert_client.compute_here = compute_here
         parts.expert_server.engine = engine
         parts.placement.take_routed = engine.counts.log.take
-        parts.placement.active_streams = lambda: engine.stats().active
         pool.subscribe(holdings_changed)
         self.serving.engine = engine
         self.phase = "serving"

@@ -75,7 +75,6 @@ class PlacementDriver:
         self.exchanges: deque[ExchangeStatus] = deque(maxlen=EXCHANGES_KEPT)
         self.on_settled: Callable[[Settled], None] = lambda _: None
         self.take_routed: Callable[[], list[Routed]] = list
-        self.active_streams: Callable[[], int] = lambda: 0
         self.quiet = True
         self.plan_version = 0
         self.thought_s = 0.0
@@ -156,7 +155,6 @@ class PlacementDriver:
         """Take in demand; tell it to the mesh; let the planner know when it has changed."""
         while True:
             await trio.sleep(OBSERVE_S)
-            self.keeper.note_active(self.active_streams(), OBSERVE_S)
             for routed in self.take_routed():
                 self.keeper.add(routed.sets, routed.at_s, decode=routed.decode)
                 await trio.lowlevel.checkpoint()

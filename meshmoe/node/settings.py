@@ -34,6 +34,7 @@ class NodeSettings:
         kv_cache_bytes: Room for the keys and values of all requests; None for the engine's default.
         decode: ``auto``, ``lean`` or ``generic``: how the model is computed (`load_moe_model`).
         drafts: How tokens are guessed ahead.
+        device: ``cpu``, or ``cuda``: where forwards are computed and experts lie.
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         socket_path: The local socket.
         http: Host and port of the API; None for the socket alone.
@@ -62,6 +63,7 @@ class NodeSettings:
     kv_cache_bytes: int | None = None
     decode: Literal["auto", "lean", "generic"] = "auto"
     drafts: DraftMode = AUTO
+    device: str = "cpu"
     dtype: str = "auto"
     socket_path: Path
     http: tuple[str, int] | None = None

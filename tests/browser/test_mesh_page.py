@@ -1,11 +1,7 @@
-"""The page of a real node: three processes, one of which dies while somebody watches and chats.
-
-With MESHMOE_SCREENSHOTS=DIR it leaves the pictures of docs/images there.
-"""
+"""The page of a real node: three processes, one of which dies while somebody watches and chats."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
@@ -20,7 +16,7 @@ from playwright.sync_api import Page, expect
 from meshmoe.cli.local_mesh import LocalMesh, open_local_mesh
 from meshmoe.core.ids import NodeId
 
-pytestmark = [pytest.mark.mesh, pytest.mark.soak]
+pytestmark = pytest.mark.mesh
 
 NAMES = ("attic", "desk", "shop")
 
@@ -34,9 +30,7 @@ def mesh(tmp_path: Path) -> Iterator[LocalMesh]:
         running["token"] = trio.lowlevel.current_trio_token()
         async with open_local_mesh(tmp_path) as nodes:
             for name in NAMES:
-                nodes.add(
-                    name, "--capacity", "70%", "--links", "three-rooms", "--threads", "1", "--http", "127.0.0.1:0"
-                )
+                nodes.add(name, "--capacity", "70%", "--threads", "1", "--http", "127.0.0.1:0")
             nodes.nodes[NodeId("attic")].start()
             address = await nodes.join_word("attic")
             for name in NAMES[1:]:
@@ -73,7 +67,6 @@ def test_a_real_mesh_loses_a_node(mesh: LocalMesh, opened: Callable[..., Page]) 
     page.locator("#max-tokens").fill("48")
     page.locator("#send").click()
     expect(page.locator(".after").first).to_contain_text("48 tokens", timeout=30_000)
-    _picture(page, "page-light.png")
     mesh.nodes[NodeId("shop")].send_signal(signal.SIGKILL)
     row = page.locator("#nodes tbody tr", has=page.locator("[data-node=shop]"))
     expect(row).to_contain_text("dead", timeout=30_000)
@@ -84,12 +77,3 @@ def test_a_real_mesh_loses_a_node(mesh: LocalMesh, opened: Callable[..., Page]) 
     expect(page.locator(".after").nth(1)).to_contain_text("48 tokens", timeout=60_000)
     texts = page.locator(".message.theirs span:nth-child(2)").all_text_contents()
     assert texts[0] == texts[1]
-    page.emulate_media(color_scheme="dark")
-    _picture(page, "page-dark.png")
-
-
-def _picture(page: Page, name: str) -> None:
-    directory = os.environ.get("MESHMOE_SCREENSHOTS")
-    if directory is not None:
-        page.wait_for_timeout(1500)  # for the next status
-        page.screenshot(path=Path(directory) / name, full_page=True)

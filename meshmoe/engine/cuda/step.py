@@ -1,12 +1,13 @@
-"""A decode step for up to some rows on a card, as one CUDA graph; or from a layer on, when a layer lacks an expert.
+"""A forward of a fixed number of rows on a card, in CUDA graphs that reach as far as experts are likely to be here.
 
-The step is run in hope: all layers at once, while the router of each notes on the card whether it chose an expert that
-is not resident. Only after the step does the host look. If layer ``l`` lacks one, what came after it is worthless, but
-everything before it stands: the hidden states at its experts are kept for each layer. The host fetches the missing
-outputs from the mesh, puts them beside the others, and goes on behind layer ``l``, again in hope. So a step that is all
-local costs one launch and one look.
+A layer is *routed* when its router has chosen and its resident experts are computed, and *joined* when all experts'
+outputs are summed. A *segment* goes from one routed layer (or the embedding) to a later one (or to the logits): it
+joins the former, computes what lies between, and routes the latter. Each router notes on the card whether it chose an
+expert that is not resident, and the host looks at the end of a segment. If a layer in between lacked one, what came
+after it is worthless, but its own input is kept, so the host goes back there.
 
-A graph always begins at a layer's experts or at the embedding, and runs to the end.
+So where all is local, a forward is one segment: one launch, one look. Where layers lack experts, segments end at the
+next layer, and nothing is computed in vain. Which it is, is decided by how often layers lacked something lately.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ from meshmoe.engine.cuda.kernels import (
 )
 from meshmoe.engine.cuda.weights import DeviceLayer, DeviceWeights
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
+
+WHOLE_BELOW = 0.5
+"""Layers likely to lack an expert, from which on segments end at the next layer."""
+
+FADING = 0.2
+"""How fast old experience of that fades."""
 
 ALL_HERE = 1 << 30
 """What ``lacking`` says when no layer lacks an expert."""
@@ -77,21 +84,20 @@ class Missing:
 
 
 class DecodeStep:
-    """Decode steps of a fixed number of rows; inputs and outputs stay at their places in the card's memory."""
+    """Forwards of a fixed number of rows; inputs and outputs stay at their places in the card's memory."""
 
-    def __init__(self, weights: DeviceWeights, blocks: DeviceBlocks, rows: int, context: int) -> None:
+    def __init__(self, weights: DeviceWeights, blocks: DeviceBlocks, rows: int, reach: int) -> None:
         """Make room.
 
         Args:
             weights: The model.
             blocks: Where keys and values are.
             rows: Of every step; those that are not needed read position 0 of the idle block.
-            context: Longest sequence.
+            reach: Longest sequence; a multiple of a block.
         """
         shape, device, dtype = weights.shape, weights.device, weights.dtype
-        self._weights, self._pool, self._rows = weights, blocks, rows
-        self._blocks = -(-context // BLOCK_TOKENS)
-        self._splits = -(-context // SPLIT_TOKENS)
+        self._weights, self._pool, self.rows, self.reach = weights, blocks, rows, reach
+        self._blocks, self._splits = reach // BLOCK_TOKENS, -(-reach // SPLIT_TOKENS)
         layers, k = len(weights.layers), shape.top_k
 
         def room(*size: int, of: torch.dtype = dtype) -> Tensor:
@@ -114,10 +120,13 @@ class DecodeStep:
         self._shares = room(layers, rows, k)
         self._inner, self._outputs = room(rows * k, shape.width), room(rows * k, shape.hidden)
         self._lacking = room(1, of=torch.int32)
-        at = torch.arange(context, device=device).unsqueeze(0)
-        cos, sin = weights.rotary(self._x[:1].unsqueeze(0), position_ids=at)
-        self._cos, self._sin = cos[0].contiguous(), sin[0].contiguous()
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        where = weights.rotary.inv_freq.device
+        at, like = torch.arange(reach, device=where).unsqueeze(0), torch.zeros(1, 1, 1, dtype=dtype, device=where)
+        cos, sin = weights.rotary(like, position_ids=at)
+        self._cos, self._sin = cos[0].to(device).contiguous(), sin[0].to(device).contiguous()
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._misses = np.zeros(layers)
+        """Of each layer, how often it lacked an expert lately, 0 to 1."""
 
     def run(self) -> Missing | None:
         """Read ``tokens`` at ``positions`` (``tables`` say where their sequences lie); gives ``logits``, ``[rows, V]``.
@@ -127,87 +136,99 @@ class DecodeStep:
         """
         return self._go(-1)
 
-    def begin(self, missing: Missing) -> None:
-        """Have the layer's resident experts computed, while somebody else computes the lacking ones."""
-        self._experts(missing.layer)
-
     def resume(self, missing: Missing, outputs: Tensor) -> Missing | None:
-        """Go on once the lacking experts' outputs are there; `begin` comes before.
+        """Go on once the lacking experts' outputs are there.
 
         Args:
             missing: What `run` or `resume` returned.
             outputs: ``[n, H]`` on the card, of the pairs in ``missing.pairs``.
         """
-        if len(outputs):
-            self._outputs.index_copy_(0, missing.pairs, outputs)
-        self._join(missing.layer)
+        self._outputs.index_copy_(0, missing.pairs, outputs)
         return self._go(missing.layer)
 
-    def _go(self, after: int) -> Missing | None:
-        graph = self._graphs.get(after)
-        if graph is None:
-            graph = self._graphs[after] = self._capture(after)
-        graph.replay()
-        lacking = int(self._lacking.item())
-        if lacking == ALL_HERE:
-            return None
-        chosen, held = torch.stack([self._chosen[lacking], self._held[lacking]]).cpu().numpy().astype(np.int64)
+    @property
+    def chosen(self) -> Tensor:
+        """``[layers, rows, k]`` int32 on the card, what the routers of the last forward chose; -1 fills up."""
+        return self._chosen
+
+    def _go(self, at: int) -> Missing | None:
+        """From the routed layer ``at`` on, whose outputs are all there."""
+        last = len(self._weights.layers)
+        while at < last:
+            end = last if self._misses[at + 1 :].sum() < WHOLE_BELOW else at + 1
+            graph = self._graphs.get((at, end))
+            if graph is None:
+                graph = self._graphs[at, end] = self._capture(at, end)
+            graph.replay()
+            lacking = int(self._lacking.item())
+            seen = slice(at + 1, min(end, lacking, last - 1) + 1)
+            lacked = np.arange(seen.start, seen.stop) == lacking
+            self._misses[seen] += FADING * (lacked - self._misses[seen])
+            if lacking != ALL_HERE:
+                if lacking < end:  # what came after it used its working memory
+                    self._experts(lacking)
+                return self._missing(lacking)
+            at = end
+        return None
+
+    def _missing(self, layer: int) -> Missing:
+        chosen, held = torch.stack([self._chosen[layer], self._held[layer]]).cpu().numpy().astype(np.int64)
         rows, places = np.nonzero((chosen >= 0) & (held < 0))
         experts = chosen[rows, places]
         order = np.argsort(experts, kind="stable")  # experts ascend, and the rows of each
         pairs = torch.from_numpy(rows * self._weights.shape.top_k + places)[order].to(self._x.device)
-        return Missing(lacking, self._normed[lacking], experts[order], rows[order], places[order], pairs)
+        return Missing(layer, self._normed[layer], experts[order], rows[order], places[order], pairs)
 
-    @property
-    def chosen(self) -> Tensor:
-        """``[layers, rows, k]`` int32 on the card, what the routers of the last step chose; -1 fills up."""
-        return self._chosen
-
-    def _capture(self, after: int) -> torch.cuda.CUDAGraph:
-        kept = self._x.clone()
+    def _capture(self, begin: int, end: int) -> torch.cuda.CUDAGraph:
+        outputs = self._outputs.clone()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._compute(after)  # compiles what is not compiled yet
+            self._segment(begin, end)  # compiles what is not compiled yet
         torch.cuda.current_stream().wait_stream(stream)
-        self._x.copy_(kept)
+        self._outputs.copy_(outputs)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._compute(after)
+        # Other threads may load experts onto the card meanwhile, or serve another engine.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._segment(begin, end)
         return graph
 
-    def _compute(self, after: int) -> None:
-        weights = self._weights
+    def _segment(self, begin: int, end: int) -> None:
+        weights, last = self._weights, len(self._weights.layers)
         self._lacking.fill_(ALL_HERE)
-        if after < 0:
+        if begin < 0:
             torch.index_select(weights.embedding, 0, self.tokens, out=self._x)
-        for at in range(after + 1, len(weights.layers)):
+        else:
+            self._join(begin)
+        for at in range(begin + 1, min(end, last - 1) + 1):
             layer = weights.layers[at]
             self._mix_tokens(layer, at)
             self._route(layer, at)
             self._experts(at)
-            self._join(at)
-        self._norm(self._x, weights.norm, self._last)
-        self._linear(self._last, weights.head, self.logits)
+            if at < end:
+                self._join(at)
+        if end == last:
+            self._norm(self._x, weights.norm, self._last)
+            self._linear(self._last, weights.head, self.logits)
 
     def _norm(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
         shape = self._weights.shape
-        norm_rows[(self._rows,)](
+        norm_rows[(self.rows,)](
             x, weight, out, shape.norm_eps, hidden=shape.hidden, BLOCK=next_power_of_2(shape.hidden), num_warps=8
         )
 
     def _linear(self, x: Tensor, weight: Tensor, out: Tensor, residual: Tensor | None = None) -> None:
         width, inner = weight.shape
         n = 64 if width > 32768 else 32 if width > 4096 else 16
-        grid = (-(-width // n), -(-self._rows // 16))
+        grid = (-(-width // n), -(-self.rows // 16))
         linear_rows[grid](
-            x, weight, out if residual is None else residual, out, self._rows, width,
+            x, weight, out if residual is None else residual, out, self.rows, width,
             inner=inner, ADD=residual is not None, N=n, K=128, num_warps=4, num_stages=4,
         )  # fmt: skip
 
     def _mix_tokens(self, layer: DeviceLayer, at: int) -> None:
         shape, keys, values = self._weights.shape, self._pool.keys(at), self._pool.values(at)
-        heads, kv, d, rows = shape.heads, shape.kv_heads, shape.head_dim, self._rows
+        heads, kv, d, rows = shape.heads, shape.kv_heads, shape.head_dim, self.rows
         normed = self._normed[at]
         self._norm(self._x, layer.in_norm, normed)
         self._linear(normed, layer.qkv, self._qkv)
@@ -233,7 +254,7 @@ class DecodeStep:
     def _route(self, layer: DeviceLayer, at: int) -> None:
         shape = self._weights.shape
         self._linear(self._normed[at], layer.router, self._scores)
-        route_rows[(self._rows,)](
+        route_rows[(self.rows,)](
             self._scores, self._weights.experts[at], self.local, self._chosen[at], self._shares[at], self._held[at],
             self._lacking, at,
             EXPERTS=shape.experts, E=next_power_of_2(shape.experts), TOP_K=shape.top_k, NORMALISE=shape.normalise,
@@ -241,31 +262,28 @@ class DecodeStep:
         )  # fmt: skip
 
     def _experts(self, at: int) -> None:
-        compute_pairs(self._weights, at, self._normed[at], self._held[at], self._inner, self._outputs)
+        compute_pairs(self._weights.experts[at], self._normed[at], self._held[at], self._inner, self._outputs)
 
     def _join(self, at: int) -> None:
         shape = self._weights.shape
-        join_rows[(-(-shape.hidden // 256), self._rows)](
+        join_rows[(-(-shape.hidden // 256), self.rows)](
             self._outputs, self._chosen[at], self._shares[at], self._kept[at], self._x,
             HIDDEN=shape.hidden, TOP_K=shape.top_k, N=256, num_warps=4,
         )  # fmt: skip
 
 
-def compute_pairs(weights: DeviceWeights, layer: int, x: Tensor, held: Tensor, inner: Tensor, outputs: Tensor) -> None:
+def compute_pairs(table: Tensor, x: Tensor, held: Tensor, inner: Tensor, outputs: Tensor) -> None:
     """Compute the experts of rows, here as for a peer.
 
     Args:
-        weights: The model.
-        layer: The layer.
+        table: ``[E, 2]`` int64, the addresses of the experts, as in `DeviceWeights`.
         x: ``[B, H]``.
         held: ``[B, n]`` int32, resident experts; -1 is left out, and no row names an expert twice.
         inner: ``[B * n, I]``, working memory.
         outputs: ``[B * n, H]``; gets the outputs.
     """
-    (rows, each), shape, table = held.shape, weights.shape, weights.experts[layer]
-    sizes = {"HIDDEN": shape.hidden, "WIDTH": shape.width, "TOP_K": each, "KS": next_power_of_2(each)}
+    (rows, each), hidden, width = held.shape, x.shape[1], inner.shape[1]
+    sizes = {"HIDDEN": hidden, "WIDTH": width, "TOP_K": each, "KS": next_power_of_2(each)}
     pairs, up, down = rows * each, UP_TILE, DOWN_TILE
-    experts_up[(-(-shape.width // up.columns), pairs)](x, table, held, inner, rows, **sizes, **up.options())
-    experts_down[(-(-shape.hidden // down.columns), pairs)](
-        inner, table, held, outputs, rows, **sizes, **down.options()
-    )
+    experts_up[(-(-width // up.columns), pairs)](x, table, held, inner, rows, **sizes, **up.options())
+    experts_down[(-(-hidden // down.columns), pairs)](inner, table, held, outputs, rows, **sizes, **down.options())

@@ -85,11 +85,12 @@ class DeviceWeights:
         return self.embedding.dtype
 
 
-def read_weights(trunk: Any) -> DeviceWeights:
-    """Read a causal language model of transformers that lies on a card.
+def read_weights(trunk: Any, device: torch.device) -> DeviceWeights:
+    """Read a causal language model of transformers; what is not on the card yet is copied there.
 
     Args:
         trunk: The model, with or without its experts; none of them is resident to begin with.
+        device: The card.
 
     Raises:
         ValueError: The family is not one of `FAMILIES`, or uses what the kernels lack.
@@ -117,29 +118,34 @@ def read_weights(trunk: Any) -> DeviceWeights:
         scale=attention.scaling,
     )
     layers = []
+
+    def there(module: Any) -> Tensor:
+        found: Tensor = module.weight.data.to(device)
+        return found
+
     for at, block in enumerate(model.layers):
         if not hasattr(block.mlp, "experts"):
             raise ValueError(f"layer {at} has no experts; dense layers are not known to the CUDA step")
         own = block.self_attn
         layers.append(
             DeviceLayer(
-                in_norm=block.input_layernorm.weight.data,
-                post_norm=block.post_attention_layernorm.weight.data,
-                qkv=torch.cat([own.q_proj.weight.data, own.k_proj.weight.data, own.v_proj.weight.data]),
-                q_norm=own.q_norm.weight.data if hasattr(own, "q_norm") else None,
-                k_norm=own.k_norm.weight.data if hasattr(own, "k_norm") else None,
-                o=own.o_proj.weight.data,
-                router=block.mlp.gate.weight.data,
+                in_norm=there(block.input_layernorm),
+                post_norm=there(block.post_attention_layernorm),
+                qkv=torch.cat([there(own.q_proj), there(own.k_proj), there(own.v_proj)]),
+                q_norm=there(own.q_norm) if hasattr(own, "q_norm") else None,
+                k_norm=there(own.k_norm) if hasattr(own, "k_norm") else None,
+                o=there(own.o_proj),
+                router=there(block.mlp.gate),
             )
         )
     return DeviceWeights(
         shape=shape,
         layers=tuple(layers),
-        embedding=model.embed_tokens.weight.data,
-        head=trunk.lm_head.weight.data,
-        norm=model.norm.weight.data,
+        embedding=there(model.embed_tokens),
+        head=there(trunk.lm_head),
+        norm=there(model.norm),
         rotary=model.rotary_emb,
-        experts=torch.zeros(len(layers), shape.experts, 2, dtype=torch.int64, device=model.norm.weight.device),
+        experts=torch.zeros(len(layers), shape.experts, 2, dtype=torch.int64, device=device),
     )
 
 

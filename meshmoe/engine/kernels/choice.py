@@ -49,6 +49,10 @@ def compute(module: nn.Module, weights: ExpertWeights, x: Tensor) -> Tensor:
     Returns:
         ``[n, H]``, in the same dtype.
     """
+    if weights and next(iter(weights.values())).is_cuda:
+        from meshmoe.engine.cuda.experts import compute_there  # needs Triton, which comes with CUDA's torch
+
+        return compute_there(weights, x)
     if _compiled is not None and x.dtype in TAGS and is_plain(module):
         return _compiled(weights, x)
     return compute_expert(module, weights, x)

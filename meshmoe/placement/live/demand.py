@@ -44,11 +44,6 @@ NEWS_BYTES_PER_S = 600
 """Of demand, told layer by layer: 4 % of what gossip may send among ten nodes."""
 
 
-STREAM_TOKENS_PER_S = 10.0
-"""What a request that is being written counts for. Weighing nodes by the tokens that they write would feed on itself:
-who waits long for experts writes few, so its experts would go to those who wait little already."""
-
-
 class _Chunk(NamedTuple):
     """``[layers, slots]`` of a prompt's chunk: the distinct experts, -1 beyond them, and the rows of each."""
 
@@ -75,7 +70,6 @@ class DemandKeeper:
         self._looked_s = now
         self._decode: Reservoir[NDArray[np.int16]] = Reservoir(TOKENS_KEPT, half_life_s, rng, now)
         self._prefill: Reservoir[_Chunk] = Reservoir(CHUNKS_KEPT, half_life_s, rng, now)
-        self._active = self._watched = 0.0
         self.tokens = 0
         """Of both kinds, since the start."""
 
@@ -122,12 +116,6 @@ class DemandKeeper:
             counts[layer] = np.bincount(experts[experts >= 0], minlength=self._experts)
         return counts
 
-    def note_active(self, streams: int, duration_s: float) -> None:
-        """For so long, so many requests of this node were being written."""
-        fade = 0.5 ** (duration_s / self._half_life_s)
-        self._active = fade * self._active + (1 - fade) * streams
-        self._watched = fade * self._watched + (1 - fade)
-
     def windows(self, tokens: int) -> NDArray[np.int16]:
         """The decode steps in the sample, in windows: ``[windows, tokens, layers, k]``, without the oldest few."""
         kept = self._decode.items()
@@ -143,7 +131,7 @@ class DemandKeeper:
         return float((kept[-1] >= 0).sum()) if kept else 0.0
 
     def trace(self, now: float) -> Trace:
-        """The demand as it is now, as if every active request were written at one speed."""
+        """The demand as it is now."""
         decode, prefill = self._decode.items(), self._prefill.items()
         steps = no_steps(self._layers)
         if decode:
@@ -155,14 +143,7 @@ class DemandKeeper:
             tokens = np.array([chunk.tokens for chunk in prefill], np.int32)
             experts, rows = np.stack([chunk.experts for chunk in prefill]), np.stack([chunk.rows for chunk in prefill])
             chunks = Steps(experts, rows, self._prefill.rates(now), tokens)
-        factor = self._weight(steps.tokens_per_s)
-        return Trace(steps.scaled(factor), chunks.scaled(factor))
-
-    def _weight(self, tokens_per_s: float) -> float:
-        """What makes the demand that of this node's active requests; 1 where those were not watched."""
-        if not self._watched or not tokens_per_s:
-            return 1.0
-        return STREAM_TOKENS_PER_S * self._active / self._watched / tokens_per_s
+        return Trace(steps, chunks)
 
     def _chunk(self, sets: NDArray[np.int16]) -> _Chunk:
         experts = np.full((self._layers, self._experts), -1, np.int16)

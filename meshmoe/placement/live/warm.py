@@ -7,54 +7,29 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 
 from meshmoe.core.ids import NodeId
-from meshmoe.placement.exchange import (
-    ExchangeConfig,
-    ExchangeMachine,
-    Heard,
-    Links,
-    PeerPlan,
-    PeersChanged,
-    SendTo,
-    Wake,
-)
+from meshmoe.placement.policies.negotiated import Negotiated
 from meshmoe.placement.trace import Trace, decode_steps, prefill_steps
-from meshmoe.placement.world import ModelShape, NodeSpec
+from meshmoe.placement.world import ModelShape, NodeSpec, build_world
 
 
 def warm_up() -> None:
-    """Let two nodes exchange something tiny. Later calls find the compiled code in numba's cache."""
+    """Decide something tiny. Later calls find the compiled code in numba's cache."""
     rng = np.random.default_rng(0)
-    shape, names = ModelShape(np.full((2, 6), 1000), 64), (NodeId("a"), NodeId("b"))
-    apart = ~np.eye(2, dtype=bool)
-    links = Links(names, 1e-3 * apart, 1e-7 * apart, np.zeros(2), apart)
-    machines, owned = {}, np.zeros((2, 2, 6), bool)
-    owned[0, 0] = owned[1, 1] = True
-    for i, name in enumerate(names):
-        sets = rng.integers(0, 6, (64, 2, 2))
-        trace = Trace(decode_steps(sets, 1.0), prefill_steps([sets], 1.0, 6))
-        spec = NodeSpec(9000, call_s=1e-4, expert_s=1e-5, row_s=1e-6)
-        config = ExchangeConfig(pause_s=1.0, gain_min=0.0)
-        machine = ExchangeMachine(config, name, shape, spec, trace, owned[i], owned[i], 0, random.Random(i), 0.0)
-        machines[name] = machine, trace.demand(6)
-    now = 0.0
-    while now < 20.0:
-        now += 1.0
-        for i, name in enumerate(names):
-            machine, (peer, demand) = machines[name][0], (machines[names[1 - i]][0].plan, machines[names[1 - i]][1])
-            view = PeerPlan(peer.version, peer.held.copy(), peer.owned.copy(), demand)
-            machine.handle(PeersChanged({names[1 - i]: view}, links), now)
-            mail = [(names[1 - i], name, effect) for effect in machine.handle(Wake(), now)]
-            while mail:
-                to, sender, effect = mail.pop()
-                if isinstance(effect, SendTo):
-                    answers = machines[to][0].handle(Heard(sender, effect.message), now)
-                    mail += [(sender, to, answer) for answer in answers]
+    one, two = NodeId("a"), NodeId("b")
+    graph: nx.Graph[NodeId] = nx.Graph()
+    graph.add_edge(one, two, rtt_s=1e-3, rate_bytes_per_s=1e7)
+    traces = []
+    for _ in range(2):
+        sets = rng.integers(0, 4, (16, 2, 2))
+        traces.append(Trace(decode_steps(sets, 1.0), prefill_steps([sets], 1.0, 4)))
+    specs = {node: NodeSpec(5000, call_s=1e-4) for node in (one, two)}
+    Negotiated().place(build_world(ModelShape(np.full((2, 4), 1000), 64), graph, specs, traces))
 
 
 if __name__ == "__main__":

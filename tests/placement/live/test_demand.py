@@ -93,14 +93,3 @@ def test_demand_is_told_in_turn_within_the_budget():
     assert [entry.layer for entry in news.of(demand)] == [2]
     demand[:] = 0.0
     assert all(not entry.rates for entry in news.of(demand)) and RATES[0] == 0
-
-
-def test_nodes_weigh_by_what_is_being_written_and_not_by_how_fast():
-    demands = []
-    for tokens in (2, 20):
-        kept = keeper()
-        for second in range(120):
-            kept.note_active(1, 1.0)
-            kept.add(texts(second, tokens), float(second), decode=True)
-        demands.append(kept.trace(120.0).decode.tokens_per_s)
-    assert demands[0] == pytest.approx(demands[1], rel=0.01)
