@@ -106,6 +106,42 @@ def calls(turns: int, rounds: int, as_json: bool) -> None:
     _write([figure], call_table(figure), as_json)
 
 
+@click.command()
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Checkpoint.  [default: the bundled one]",
+)
+@click.option("--share", type=click.FloatRange(0.0, 1.0), default=0.4, show_default=True, help="Of experts held.")
+@click.option("--rtt-ms", "rtts_ms", type=float, multiple=True, default=(0.3, 1.2, 5.0, 20.0), show_default=True)
+@click.option("--drafts", "modes", multiple=True, default=("off", "2", "4", "6", "lookup", "auto"), show_default=True)
+@click.option("--tokens", type=click.IntRange(8), default=128, show_default=True, help="To write for each prompt.")
+@_turns
+@_json
+def drafts(
+    model: Path | None,
+    share: float,
+    rtts_ms: tuple[float, ...],
+    modes: tuple[str, ...],
+    tokens: int,
+    turns: int,
+    as_json: bool,
+) -> None:
+    """Compare drafts with none on links of several round trips, for two ways to hold the same share of experts."""
+    import torch
+
+    import meshmoe.model.bundled
+    from meshmoe.bench_engine.drafts import drafts_table, measure_drafts
+
+    torch.set_num_threads(1)
+    directory = model or Path(meshmoe.model.bundled.__file__).parent / "edge-12m"
+    figures = measure_drafts(
+        directory, share=share, rtts_ms=rtts_ms, modes=modes, tokens=tokens, turns=turns, progress=_progress
+    )
+    _write(figures, drafts_table(figures), as_json)
+
+
 @click.command("make-model")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def make_model(directory: Path) -> None:
