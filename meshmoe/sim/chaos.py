@@ -11,6 +11,7 @@ from meshmoe.custody import Give, Want
 from meshmoe.placement.guardian import guardian_plan
 from meshmoe.sim.disk import Disk
 from meshmoe.sim.node import SimNode
+from meshmoe.sim.plans import Plans
 from meshmoe.sim.rates import FaultRates
 from meshmoe.sim.world import World
 
@@ -34,6 +35,8 @@ class Chaos:
             rng: Decides what and when; not the world's own, so that both can be changed apart.
         """
         self.counts: Counter[str] = Counter()
+        self.plans: Plans | None = None
+        """Of placement, in seeds that have any."""
         self.down: dict[NodeId, Disk] = {}
         self._world = world
         self._rates = rates
@@ -65,6 +68,8 @@ class Chaos:
                 next_s = world.clock.now + rng.expovariate(1.0 / rates.event_gap_s)
                 kind = rng.choices(list(rates.weights), list(rates.weights.values()))[0]
                 self._deeds[kind]()
+                if self.plans is not None:
+                    self.plans.maybe_deal()
 
     def heal(self) -> None:
         """End all faults; most who are down are started again, whoever is leaving goes on."""
@@ -81,7 +86,9 @@ class Chaos:
                 world.note(f"{name} stays down")
                 del self.down[name]
         self.restart_all()
-        if self._rates.wants_plan:
+        if self.plans is not None:
+            self.plans.keep_up()
+        elif self._rates.wants_plan:
             self._want_plan()
         else:
             for node in world.living():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
@@ -12,9 +13,13 @@ from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.custody.rule import CustodyRule
 from meshmoe.sim.chaos import Chaos
 from meshmoe.sim.checker import InvariantError
+from meshmoe.sim.plans import Plans
 from meshmoe.sim.rates import FaultRates, draw_rates
 from meshmoe.sim.settled import Settling
 from meshmoe.sim.world import Box, World
+
+PLANNED_SHARE = 0.3
+"""Of seeds: placement has plans that change."""
 
 FORM_S = 12.0
 FAULTS_S = 45.0
@@ -66,6 +71,9 @@ def run_seed(seed: int, *, rule: CustodyRule | None = None, say: Callable[[str],
     world = _world(rng, rates, rule, say)
     world.note(f"seed {seed}: {len(world.boxes)} nodes, {len(world.expert_bytes)} experts, {rates}")
     chaos = Chaos(world, rates, Random(rng.random()))
+    plans_rng = Random(f"meshmoe plans {seed}")  # of its own: seeds that are known for something stay what they are
+    if plans_rng.random() < PLANNED_SHARE:
+        chaos.plans = Plans(world, plans_rng)
     try:
         with _rubbish_lies_until_the_end():
             _form(world, rng)
@@ -80,7 +88,7 @@ def run_seed(seed: int, *, rule: CustodyRule | None = None, say: Callable[[str],
         seed,
         len(world.boxes),
         len(world.expert_bytes),
-        dict(chaos.counts),
+        dict(chaos.counts + (chaos.plans.counts if chaos.plans is not None else Counter())),
         settled_s,
         world.clock.now,
         world.network.carried,
@@ -144,6 +152,8 @@ def _settle(world: World, chaos: Chaos) -> dict[str, float]:
     while not settling.is_over(STABLE_S):
         world.clock.run_until(world.clock.now + LOOK_S)
         chaos.restart_all()
+        if chaos.plans is not None:
+            chaos.plans.keep_up()
         world.checker.look()
         problem = settling.problem()
         if problem is not None:
