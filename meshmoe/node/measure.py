@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import psutil
-import torch
 
 MEMORY_SHARE = 0.8
 """Of the memory that is available at start: the rest is for KV caches, activations and the box's other work."""
@@ -19,6 +18,8 @@ def auto_capacity_bytes(trunk_bytes: int) -> int:
 
 def card_capacity_bytes() -> int:
     """Memory that experts may take on the card, once the trunk is on it."""
+    import torch  # takes seconds, which whoever only asks for help should not wait for
+
     free_bytes, _ = torch.cuda.mem_get_info()
     return int(free_bytes * MEMORY_SHARE)
 

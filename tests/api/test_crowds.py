@@ -33,7 +33,8 @@ def connect(path, data: bytes = b"") -> socket.socket:
             break
         except BlockingIOError:  # the backlog is full: the server is about to accept
             time.sleep(0.01)
-    client.sendall(data)
+    if data:
+        client.sendall(data)
     return client
 
 

@@ -15,6 +15,7 @@ from meshmoe.core.errors import ConfigError
 
 REPORT = {
     "decode_steps": 4,
+    "decode_tokens": 4,
     "decode_rounds": 6,
     "expert_calls_local": 3,
     "expert_calls_remote": 1,

@@ -94,7 +94,7 @@ def test_streams_and_is_interrupted_quietly(served: Served) -> None:
         assert text_of(4).startswith(first.decode())
         assert served.service.active == 1
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=5)
+        _, err = process.communicate(timeout=30)
     assert (process.returncode, err.strip()) == (130, b"")
     served.wait_until(lambda: served.service.active == 0)
 
@@ -117,14 +117,14 @@ def test_the_node_dies_half_way(served: Served) -> None:
         assert process.stdout is not None
         process.stdout.read(3)
         served.stop()
-        _, err = process.communicate(timeout=5)
+        _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (1, b"meshmoe: this node is stopping\n")
 
 
 def test_text_that_stdout_cannot_encode(served: Served) -> None:
     served.service.text = "größer als ∞"
     with start("run", "x", "--max-tokens", "4", env={"PYTHONIOENCODING": "ascii"}) as process:
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, b"")
     assert b"?" in out
 
@@ -137,7 +137,7 @@ def test_a_terminal_gets_no_control_characters_and_a_summary(served: Served) -> 
 
     leader, follower = pty.openpty()
     with start("run", "x", "--max-tokens", str(count)) as piped:
-        assert b"\x1b]0" in piped.communicate(timeout=10)[0]
+        assert b"\x1b]0" in piped.communicate(timeout=30)[0]
     environment = {**os.environ, "TERM": "xterm"}
     command = ["meshmoe.cli.main", "run", "x", "--max-tokens", str(count)]
     import sys

@@ -64,7 +64,7 @@ def test_stats_and_events():
         stats = result.finish.stats
         assert result.finish.reason == "length"
         assert stats.completion_tokens == len(result.ids) == 12
-        assert stats.decode_steps == 11
+        assert stats.decode_tokens == 11
         assert stats.prompt_tokens == 4 or stats.prompt_tokens > 0
         assert stats.prefill_s > 0
         assert stats.decode_s > 0

@@ -37,7 +37,7 @@ def short_wait(monkeypatch):
     monkeypatch.setattr(joining, "ANSWER_TIMEOUT_S", 1.5)
 
 
-async def until(condition, within_s=40.0):
+async def until(condition, within_s=90.0):
     with trio.fail_after(within_s):
         while not condition():
             await trio.sleep(0.02)
@@ -46,7 +46,7 @@ async def until(condition, within_s=40.0):
 async def refused(mesh, name, model, contact, **changes) -> str:
     """Try to join, and give the words of the refusal."""
     node = Node(settings(mesh.directory, name, model, 0.5, peers=(contact,), **changes))
-    with trio.fail_after(60):
+    with trio.fail_after(150):
         return await reason_of_end(node)
 
 

@@ -254,8 +254,11 @@ def the_line(stderr: str, exit_code: int | None, expected_code: int) -> str:
         (["--http", "0.0.0.0:8080"], "HTTP is served on this machine only, not on '0.0.0.0': use 127.0.0.1:8080"),
         (["--http", "example.org:80"], "HTTP is served on this machine only, not on 'example.org'"),
         (["--http", "localhost"], "'localhost' is not an address for HTTP: write it like 127.0.0.1:8080"),
-        (["--profile", "pi6"], "--profile: there is no file pi6: give a path, or one of mini-pc, pi5-8gb"),
-        (["--links", "four-rooms"], "--links: there is no file four-rooms: give a path, or one of three-edge-servers"),
+        (["--profile", "pi6"], "--profile: there is no file pi6: give a path, or one of desktop-24gb-gpu, jetson-"),
+        (
+            ["--links", "four-rooms"],
+            "--links: there is no file four-rooms: give a path, or one of home-lan, lossy-wifi",
+        ),
         (["--links", "three-rooms"], "--links: three-rooms has no node newcomer: it has "),
         (
             ["--dtype", "int8"],
@@ -522,7 +525,7 @@ def test_the_http_port_is_told(surroundings: Path, models: Models, monkeypatch: 
         while "look: meshmoe status" not in said.getvalue() and time.monotonic() < deadline_s:
             time.sleep(0.02)
         try:
-            (address,) = re.findall(r"also on (http://127\.0\.0\.1:[1-9]\d*/v1)\n", said.getvalue())
+            (address,) = re.findall(r"API: (http://127\.0\.0\.1:[1-9]\d*/v1)\n", said.getvalue())
             answers.append(httpx.get(f"{address}/models"))
         finally:
             os.kill(os.getpid(), signal.SIGINT)

@@ -83,14 +83,14 @@ async def test_a_frozen_peer_costs_bounded_memory_and_nobody_else(port):
                 assert contents(await c.receive(lane)) == [b"alive"]
 
             # The heartbeat gives up on it within interval + timeout, and what waited is dropped.
-            await until(lambda: not a.reachable(B, Lane.BULK), within_s=4)
+            await until(lambda: not a.reachable(B, Lane.BULK), within_s=20)
             assert 1.0 < time.monotonic() - frozen_s < 4.0
             with pytest.raises(UnreachableError):
                 a.post(B, Lane.BULK, [b"x"])
             assert a.stats(B).dropped_parcels > 0
 
             peer.signal(signal.SIGCONT)
-            await until(lambda: a.reachable(B, Lane.DATA) and a.reachable(B, Lane.CONTROL), within_s=8)
+            await until(lambda: a.reachable(B, Lane.DATA) and a.reachable(B, Lane.CONTROL), within_s=30)
             with trio.move_on_after(0.3):  # answers to what had reached its kernel before
                 while True:
                     await a.receive(Lane.CONTROL)

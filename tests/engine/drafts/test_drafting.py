@@ -63,8 +63,8 @@ class Job:
     def checkpoint(self):
         pass
 
-    def call(self, remote, call):
-        return Answered(remote(call))
+    def ask(self, remote, call):
+        return Answered(remote.compute(call))
 
 
 class Speaker:

@@ -9,7 +9,8 @@ import torch
 import trio
 
 from meshmoe.core.errors import CheckpointError
-from meshmoe.engine.engine import open_engine
+from meshmoe.engine.drafts.mode import OFF
+from meshmoe.engine.engine import EngineLimits, open_engine
 from meshmoe.engine.lean.plan import FAMILIES
 from meshmoe.engine.model import load_moe_model
 from meshmoe.model import tiny
@@ -17,6 +18,9 @@ from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.tiny import make_tiny_checkpoint
 from meshmoe.model.tiny_configs import tiny_config
 from tests.engine.support import EDGE_12M, Scattered, complete, pool_of
+
+UNDRAFTED = EngineLimits(drafts=OFF)
+"""So that counts are of the tokens that were written."""
 
 OPTIONS = {"max_tokens": 16, "ignore_eos": True, "logprobs": 0}
 
@@ -44,7 +48,7 @@ def written(checkpoint, dtype, decode, here=None, prompts=None):
     async def main():
         async with (
             open_engine(model, pool_of(checkpoint, model, there)) as peer,
-            open_engine(model, pool_of(checkpoint, model, here), Scattered([peer], 0.0003)) as engine,
+            open_engine(model, pool_of(checkpoint, model, here), Scattered([peer], 0.0003), UNDRAFTED) as engine,
         ):
             found = []
             for prompt in prompts or prompts_of(checkpoint):
