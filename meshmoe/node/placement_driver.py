@@ -72,7 +72,6 @@ class PlacementDriver:
         self._woken = trio.Event()
         self._planner: Planner | None = None
         self._demand_told = np.zeros((0, 0))
-        self._steps_told = TOKENS_MIN
         self.exchanges: deque[ExchangeStatus] = deque(maxlen=EXCHANGES_KEPT)
         self.on_settled: Callable[[Settled], None] = lambda _: None
         self.take_routed: Callable[[], list[Routed]] = list
@@ -165,9 +164,8 @@ class PlacementDriver:
                 trace = self.keeper.trace(time.monotonic())
                 demand = trace.demand(self._expert_bytes.shape[1])
                 self._gossip.publish(*self._news.of(demand))
-                grown = len(trace.decode) >= 2 * self._steps_told  # a larger sample tells more, of the same use
-                if grown or drift(self._demand_told, demand) > DRIFT_MIN:
-                    self._demand_told, self._steps_told = demand, max(len(trace.decode), TOKENS_MIN)
+                if drift(self._demand_told, demand) > DRIFT_MIN:
+                    self._demand_told = demand
                     self._feed(OwnTrace(trace))
 
     async def _follow_view(self) -> None:

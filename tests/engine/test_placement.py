@@ -54,7 +54,7 @@ def run_whole(dtype, prompts):
     model, whole = edge(dtype)[1], edge_pool(dtype)
 
     async def main():
-        async with open_engine(model, whole) as engine:
+        async with open_engine(model, whole, limits=EngineLimits(drafts=OFF)) as engine:
             return {key: await complete(engine, key[0], **dict(key[1])) for key in prompts}
 
     return trio.run(main)

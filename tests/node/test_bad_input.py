@@ -46,7 +46,7 @@ from meshmoe.node.node import Node
 from meshmoe.node.settings import NodeSettings
 from meshmoe.node.unit_client import UnitClient
 
-BOUND_S = 20.0
+BOUND_S = 90.0
 """For any of these commands to end; on an idle machine each takes less than a second."""
 
 Fails = Callable[..., str]
