@@ -517,7 +517,7 @@ def test_a_state_directory_that_is_a_file(fails: Fails, mesh: Mesh, tmp_path: Pa
 
 def test_the_http_port_is_told(surroundings: Path, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
-    monkeypatch.setattr("meshmoe.cli.join.Console", lambda **_: Console(file=said, width=200))
+    monkeypatch.setattr("meshmoe.cli.logs.Console", lambda **_: Console(file=said, width=200))
     answers: list[httpx.Response] = []
 
     def use_and_stop() -> None:
@@ -531,7 +531,18 @@ def test_the_http_port_is_told(surroundings: Path, models: Models, monkeypatch: 
             os.kill(os.getpid(), signal.SIGINT)
 
     user = threading.Thread(target=use_and_stop)
-    flags = ("--name", "alone", "--listen", "127.0.0.1:0", "--threads", "1", "--http", "127.0.0.1:0")
+    flags = (
+        "--name",
+        "alone",
+        "--listen",
+        "127.0.0.1:0",
+        "--threads",
+        "1",
+        "--http",
+        "127.0.0.1:0",
+        "--log-format",
+        "human",
+    )
     user.start()
     with ends_within(2 * BOUND_S):
         result = CliRunner().invoke(cli, ["join", *flags, "--model", str(models.good)])
