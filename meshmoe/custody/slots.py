@@ -108,7 +108,9 @@ def planned_slots(
     for node, capacity in capacity_bytes.items():
         room[node] += min(capacity, place_bytes) if capacity < total_bytes else 0
     fill(experts, 1)  # the spare places, where there is nothing else
-    missing_bytes = max(0, total_bytes - sum(capacity_bytes.values()))
+    # Memory is lost where a node's rest is smaller than an expert, so bytes alone do not say that everything fits.
+    unguarded_bytes = sum(size for expert, size in expert_bytes.items() if not guardians[expert])
+    missing_bytes = max(unguarded_bytes, total_bytes - sum(capacity_bytes.values()), 0)
     return SlotPlan({expert: tuple(named) for expert, named in guardians.items() if named}, missing_bytes)
 
 

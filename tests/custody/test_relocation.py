@@ -118,3 +118,14 @@ def test_guardians_are_distinct_and_fit(slots, data):
         assert held * SIZE <= capacities[node]
     if sum(capacities.values()) // SIZE >= count and max(capacities.values()) >= count * SIZE + 3 * SIZE:
         assert set(plan.guardians) == set(experts(count))
+
+
+def test_what_does_not_fit_in_whole_places_is_missing():
+    """Each of two nodes has room for one expert and a half: three experts' bytes, but two experts."""
+    sizes = dict.fromkeys((E0, E1, E2), SIZE)
+    plan = planned_slots(sizes, {A: SIZE * 3 // 2, B: SIZE * 3 // 2}, 2, {E0: (A,)})
+    assert len(plan.guardians) == 2
+    assert plan.missing_bytes == SIZE
+    roomy = planned_slots(sizes, {A: 2 * SIZE, B: 2 * SIZE}, 2, {E0: (A,)})
+    assert len(roomy.guardians) == 3
+    assert roomy.missing_bytes == 0
