@@ -73,12 +73,17 @@ class UnitIntake:
         self._told: dict[ExpertId, trio.Event] = {}
         """Set when the outcome of the last piece asked for has been told; for each expert with pieces on their way."""
         self._nursery: trio.Nursery | None = None
+        self._stopped = False
+        """The node stops: custody may still ask in the same moment, and nothing comes of it."""
 
     async def run(self) -> None:
         """Own the tasks, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await trio.sleep_forever()
+        finally:
+            self._stopped = True
 
     def on_disk(self) -> OnDisk:
         """Which experts this node's disk has."""
@@ -92,6 +97,8 @@ class UnitIntake:
 
     def request(self, asked: RequestPiece) -> None:
         """Answered by `PieceArrived` or `PieceFailed`."""
+        if self._stopped:
+            return
         assert self._nursery is not None
         before, told = self._told.get(asked.expert), trio.Event()
         self._told[asked.expert] = told
@@ -117,6 +124,8 @@ class UnitIntake:
     # -- one step after the other ------------------------------------------------------------
 
     def _then(self, expert: ExpertId, step: Step) -> None:
+        if self._stopped:
+            return
         if expert in self._steps:
             self._steps[expert].append(step)
             return
