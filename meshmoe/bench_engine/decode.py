@@ -112,7 +112,7 @@ async def _in_turns(
         for path, model in models.items():
             async with open_engine(model, pool, limits=EngineLimits(drafts=OFF)) as engine:
                 count = tokens if path == "lean" else max(2, tokens // 4)
-                texts[path], stats = await _write(engine, prompt, count)
+                texts[path], stats = await write_text(engine, prompt, count)
             if turn:
                 rates[path].append(stats.decode_tokens / stats.decode_s)
         for name, measure in read.items():
@@ -122,7 +122,8 @@ async def _in_turns(
     return rates, texts, max(median(figures) for figures in bandwidths.values())
 
 
-async def _write(engine: Engine, prompt: tuple[int, ...], tokens: int) -> tuple[list[int], GenerationStats]:
+async def write_text(engine: Engine, prompt: tuple[int, ...], tokens: int) -> tuple[list[int], GenerationStats]:
+    """Continue a prompt greedily by so many tokens; returns them, and what it took."""
     request = GenerationRequest(prompt_ids=prompt, sampling=SamplingParams(max_tokens=tokens, ignore_eos=True))
     ids: list[int] = []
     async with engine.generate(request) as events:

@@ -18,6 +18,7 @@ import torch
 import trio
 from torch import Tensor
 
+from meshmoe.bench_engine.decode import write_text
 from meshmoe.bench_engine.turns import Progress
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.drafts.mode import OFF, parse_draft_mode
@@ -25,7 +26,7 @@ from meshmoe.engine.engine import Engine, EngineLimits, open_engine
 from meshmoe.engine.model import MoeModel, load_moe_model
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import LayerCall
-from meshmoe.engine.request import FinishEvent, GenerationRequest, GenerationStats, SamplingParams, TokenEvent
+from meshmoe.engine.request import GenerationStats
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.loading import load_expert
 
@@ -130,10 +131,10 @@ async def _measure(
         pools = []
         for prompt in prompts:
             before = far.counts.copy()
-            await _write(far, prompt, 256)
+            await write_text(far, prompt, 256)
             used = [now - then for now, then in zip(far.counts.decode, before.decode, strict=True)]
             pools.append({held: _pool(model, whole, used, share, held) for held in ("spread", "layers")})
-        texts = [(await _write(far, prompt, tokens))[0] for prompt in prompts]
+        texts = [(await write_text(far, prompt, tokens))[0] for prompt in prompts]
         for rtt_ms in rtts_ms:
             for held in ("spread", "layers"):
                 progress(f"{rtt_ms:g} ms, {held}")
@@ -146,8 +147,8 @@ async def _measure(
                         for prompt, pool, text in zip(prompts, pools, texts, strict=True):
                             limits = EngineLimits(drafts=parse_draft_mode(mode))
                             async with open_engine(model, pool[held], _Far(far, rtt_ms / 1e3), limits) as engine:
-                                await _write(engine, prompt, WARM_TOKENS)
-                                found, stats = await _write(engine, prompt, tokens)
+                                await write_text(engine, prompt, WARM_TOKENS)
+                                found, stats = await write_text(engine, prompt, tokens)
                             took_s += stats.decode_s
                             same[mode] &= found == text
                             _add(totals[mode], stats)
@@ -188,18 +189,6 @@ def _pool(model: MoeModel, whole: ExpertPool, used: Sequence[object], share: flo
             assert weights is not None
             pool.add(ExpertId(at, index), weights)
     return pool
-
-
-async def _write(engine: Engine, prompt: tuple[int, ...], tokens: int) -> tuple[list[int], GenerationStats]:
-    request = GenerationRequest(prompt_ids=prompt, sampling=SamplingParams(max_tokens=tokens, ignore_eos=True))
-    ids: list[int] = []
-    async with engine.generate(request) as events:
-        async for event in events:
-            if isinstance(event, TokenEvent):
-                ids.append(event.token_id)
-            elif isinstance(event, FinishEvent):
-                return ids, event.stats
-    raise AssertionError("no finish event")
 
 
 def drafts_table(figures: Sequence[DraftFigure]) -> str:
