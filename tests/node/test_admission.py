@@ -284,13 +284,13 @@ def test_nothing_travels_in_the_clear(tmp_path, model):
                 nursery.start_soon(trio.serve_listeners, pass_on, listeners)
                 keyring = Keyring(new_key_pair())
                 keyring.assign({NodeId("first"): first.security.key})
-                async with open_zmq_transport(NodeId("x"), 1, keyring=keyring) as transport:
+                async with open_zmq_transport(NodeId("spoken-of"), 1, keyring=keyring) as transport:
                     transport.connect(NodeId("first"), Endpoints("127.0.0.1", port))
                     transport.post(NodeId("first"), Lane.CONTROL, [b"needle in a haystack"])
                     await until(lambda: len(seen) > 500)
                     await trio.sleep(0.3)
                 assert b"CURVE" in seen
-                assert b"needle" not in seen and b"/x" not in seen
+                assert b"needle" not in seen and b"spoken-of" not in seen
                 await _replay(bytes(seen), first)
                 nursery.cancel_scope.cancel()
 
