@@ -48,12 +48,16 @@ class Questions:
         self._outbox.clear()
 
     def answer(self, peer: NodeId, message: ClaimQuestions) -> None:
-        """Tell ``peer`` which of our claims stand now."""
-        book = self._desk.book
+        """Tell ``peer`` which of our claims stand now; once we are leaving, none that anybody should rely on.
+
+        A leave may end with claims that nobody took over. Whoever was relieved by one of them would be missed.
+        What was answered before is believed no longer than a question waits, and a leave takes longer to give up.
+        """
+        book, leaving = self._desk.book, self._desk.leaving
         answers = []
         for question in message.questions:
             expert = ExpertId(question.layer, question.index)
-            claim = book.rule.answer(book[expert], question.slot) if expert in book else None
+            claim = book.rule.answer(book[expert], question.slot) if expert in book and not leaving else None
             epoch = None if claim is None else claim.epoch
             answers.append(Standing(question.layer, question.index, question.slot, question.number, epoch))
         self._desk.send(peer, ClaimAnswers(message.generation, answers))
