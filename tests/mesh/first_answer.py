@@ -7,6 +7,7 @@ third are typed together. Prints the seconds, from the first key to the answer.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,8 @@ def main() -> None:
         try:
             begun = time.monotonic()
             nodes.append(start(directory, "a"))
-            peer = wait_for(directory, "a", "meshmoe join --peer").split()[-1]
+            line = wait_for(directory, "a", "meshmoe join --peer")
+            peer = re.findall(r"mm1-[\w-]+", line)[0]  # logs without a terminal are JSON
             first = time.monotonic() - begun
             nodes += [start(directory, name, "--peer", peer) for name in ("b", "c")]
             for name in ("b", "c"):
