@@ -157,7 +157,7 @@ class Custodian:
         if rivals:
             self._questions.ask(expert, slot, max(rivals))
         elif desk.plan.slots(expert) == 1 and expert not in desk.receiving:
-            # Not while a donor waits for our claim: it may think that two are wanted, and would never be rid of its own.
+            # Not while a donor waits for our claim: it may think that two are wanted, and would never be rid of its.
             elsewhere = [(where, other) for where, other in staying if where < slot or (desk.leaving and where != slot)]
             if elsewhere:
                 self._questions.ask(expert, *min(elsewhere))
