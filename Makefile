@@ -28,7 +28,7 @@ soak: .venv/dev  ## Ten minutes of transport under cancels and restarts (MINUTES
 sim: .venv/dev  ## Simulated meshes with faults, thousands of seeds (COUNT=10000 SEED=0 JOBS=1)
 	@$(BIN)/meshmoe sim --seed $(or $(SEED),0) --count $(or $(COUNT),10000) --jobs $(or $(JOBS),1)
 
-failover: .venv/dev  ## Kill, stop, leave, join, last holder: ten streams each on real processes, tokens and pauses
+failover: .venv/dev  ## Kill, also while drafts are checked, stop, leave, join, last holder: ten streams each on real processes, tokens and pauses
 	@$(BIN)/python -m tests.mesh.failover
 
 audit: .venv/dev  ## Known weaknesses of the pinned dependencies (asks pypi.org)

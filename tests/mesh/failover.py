@@ -4,6 +4,9 @@ Each case starts a mesh of its own, streams ten greedy generations on nodes that
 once all of them have begun, and compares every token with that of a node alone. Together the nodes have room for the
 model 2.4 times, so that most experts have two custodians. Prints for each case how long the longest pause between two
 tokens was, 99 % of pauses, and both before the fault.
+
+"kill" does it on loopback; "verify" kills while drafts are being checked: four are drafted for every token over links
+of 20 ms, and the victim is frozen for a moment first, so that passes that need it are under way when it dies.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -38,14 +42,19 @@ NAMES = ("ant", "bee", "cat", "cow", "elk", "fox", "dog")
 ROOM = 2.4
 """What all nodes together have room for, of the model."""
 LAST_HOLDER = "last holder"
+VERIFY = "verify"
+DRAFTS = 4
+FROZEN_S = 0.3
+"""Long enough for every stream to need the victim, too short for anyone to notice that it is frozen."""
 
 
 @dataclass
 class Stream:
-    """One generation as its client saw it."""
+    """One generation as its client saw it; ``report`` is what the node says that it took."""
 
     tokens: list[int] = field(default_factory=list)
     arrivals_s: list[float] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
 
     def pauses_s(self) -> list[float]:
         return [b - a for a, b in zip(self.arrivals_s, self.arrivals_s[1:], strict=False)]
@@ -53,12 +62,16 @@ class Stream:
 
 @dataclass
 class Outcome:
-    """What a case came to, its tokens being right: sorted pauses between tokens of a stream, during it and before."""
+    """What a case came to, its tokens being right: sorted pauses between tokens of a stream, during it and before.
+
+    ``streams`` are those of the case.
+    """
 
     case: str
     nodes: int
     pauses_s: list[float]
     pauses_before_s: list[float]
+    streams: list[Stream]
 
     @property
     def longest_pause_s(self) -> float:
@@ -76,6 +89,7 @@ def _words(pauses_s: list[float]) -> str:
 async def follow(node: LocalNode, prompt: str, tokens: int, stream: Stream) -> None:
     body = {"model": "default", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     async for chunk in node.stream(body):
+        stream.report = chunk.get("meshmoe") or stream.report
         for choice in chunk["choices"]:
             found = choice["meshmoe"]["token_ids"]
             stream.tokens += found
@@ -96,10 +110,10 @@ async def stream_all(nodes: list[LocalNode], tokens: int, fault: Callable[[], Aw
     return streams
 
 
-async def start(mesh: LocalMesh, shares: dict[str, str]) -> None:
+async def start(mesh: LocalMesh, shares: dict[str, str], flags: list[str]) -> None:
     """Start nodes with these capacities and wait until every expert has its place."""
     for name, share in shares.items():
-        mesh.add(name, "--capacity", share, "--threads", "1")
+        mesh.add(name, "--capacity", share, "--threads", "1", *flags)
     first, *others = shares
     mesh.nodes[first].start()
     address = await mesh.join_word(first)
@@ -116,11 +130,22 @@ def node_shares(case: str, nodes: int) -> dict[str, str]:
     return dict.fromkeys([*NAMES[: nodes - 1], "dog"], f"{100 * ROOM / nodes:.1f}%")
 
 
+def node_flags(case: str, shares: dict[str, str], directory: Path) -> list[str]:
+    """Further flags of all nodes."""
+    if case != VERIFY:
+        return []
+    links = directory / "wan.toml"
+    nodes = "".join(f"[nodes.{name}]\ncapacity = {share!r}\n" for name, share in shares.items())
+    links.write_text(f'[default_link]\npreset = "wan"\n{nodes}')
+    return ["--links", str(links), "--drafts", str(DRAFTS)]
+
+
 async def run_case(case: str, tokens: int, expected: list[list[int]], nodes: int = 4) -> Outcome:
     shares = node_shares(case, nodes)
     with tempfile.TemporaryDirectory() as directory:
         async with open_local_mesh(Path(directory)) as mesh:
-            await start(mesh, {name: share for name, share in shares.items() if case != "join" or name != "dog"})
+            flags = node_flags(case, shares, Path(directory))
+            await start(mesh, {name: share for name, share in shares.items() if case != "join" or name != "dog"}, flags)
             victim = mesh.nodes["dog"] if case != "join" else None
             staying = [node for node in mesh.nodes.values() if node is not victim]
 
@@ -132,6 +157,10 @@ async def run_case(case: str, tokens: int, expected: list[list[int]], nodes: int
                     return
                 assert victim is not None
                 if case == "kill":
+                    victim.send_signal(signal.SIGKILL)
+                elif case == VERIFY:
+                    victim.send_signal(signal.SIGSTOP)
+                    await trio.sleep(FROZEN_S)
                     victim.send_signal(signal.SIGKILL)
                 elif case == "leave":
                     victim.send_signal(signal.SIGTERM)
@@ -154,6 +183,7 @@ async def run_case(case: str, tokens: int, expected: list[list[int]], nodes: int
         case,
         len(shares),
         *(sorted(pause_s for s in some for pause_s in s.pauses_s()) for some in (streams, before)),
+        streams,
     )
 
 
@@ -166,7 +196,7 @@ async def tokens_alone(tokens: int) -> list[list[int]]:
             return [stream.tokens for stream in await stream_all([mesh.nodes["alone"]], tokens, None)]
 
 
-CASES = ("kill", "stop", "leave", "join")
+CASES = ("kill", VERIFY, "stop", "leave", "join")
 
 
 def main() -> int:
