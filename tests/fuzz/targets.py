@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 
 from meshmoe.admission import Roll, RollNews, RollState, SecretStaleError, new_secret
@@ -32,9 +33,22 @@ from meshmoe.gossip import values as gossip_values
 from meshmoe.membership import MEMBERSHIP_MESSAGES, PRESETS, Membership, Received
 from meshmoe.model.manifest import decode_manifest
 from meshmoe.model.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles
+from meshmoe.placement.exchange import (
+    EXCHANGE_MESSAGES,
+    ExchangeAnswer,
+    ExchangeMachine,
+    ExchangeProposal,
+    Heard,
+    SendTo,
+    Wake,
+)
+from meshmoe.placement.exchange.settlement import agree, digest
+from meshmoe.placement.world import ModelShape, World
 from meshmoe.transport.envelope import seal, unseal
 from meshmoe.transport.identity import parse_identity
 from meshmoe.wire.codec import CODEC
+from tests.placement.exchange.mesh import Mesh
+from tests.placement.worlds import small_world
 from tests.wire.strategies import messages
 
 ME, PEER = NodeId("me"), NodeId("peer")
@@ -72,6 +86,64 @@ def machines(data: bytes) -> None:
                 Roll(RollState(new_secret())).merge(message)
     except PeerError:
         pass
+
+
+def exchange(data: bytes) -> None:
+    """A message about placement, to a machine that is idle, has proposed, or is bound: the first byte says which.
+
+    Ids and versions that a peer knows are put in, or else nothing would come far.
+    """
+    if not data:
+        return
+    try:
+        message = CODEC.decode([data[1:]]).message
+    except WireError:
+        return
+    if not isinstance(message, EXCHANGE_MESSAGES):
+        return
+    mesh = Mesh(_two_nodes(), loss=1.0)
+    me, peer = sorted(mesh.machines)
+    machine = mesh.machines[me]
+    known: dict[str, int] = {}
+    proposal = None
+    if data[0] % 3:
+        proposer = machine if data[0] % 3 == 1 else mesh.machines[peer]
+        proposal = _proposal_of(proposer)
+        if proposer is not machine:
+            machine.handle(Heard(peer, proposal), 40.0)
+        known = {"id": proposal.id}
+    if isinstance(message, ExchangeProposal):
+        known = {"one_version": mesh.machines[peer].plan.version, "two_version": machine.plan.version}
+    message = msgspec.structs.replace(message, **known)
+    if isinstance(message, ExchangeAnswer) and proposal is not None:
+        message = _fitting(message, proposal, mesh.world.shape)
+    effects = machine.handle(Heard(peer, message), 41.0)
+    for effect in effects:
+        if isinstance(effect, SendTo):
+            CODEC.encode(effect.message)  # what it says to anything can be said
+    machine.handle(Wake(), 100.0)
+
+
+def _fitting(answer: ExchangeAnswer, proposal: ExchangeProposal, shape: ModelShape) -> ExchangeAnswer:
+    """With as many prices as there are lots, and the digest that the other end will compute."""
+    count = len(proposal.lots) + len(answer.lots)
+    answer = msgspec.structs.replace(answer, prices=(answer.prices or [10**9] * count)[:count])
+    agreed = agree(proposal, answer, shape)
+    return answer if agreed is None else msgspec.structs.replace(answer, digest=digest(agreed[0]))
+
+
+@cache
+def _two_nodes() -> World:
+    return small_world(nodes=2, layers=3, experts=4, tokens=40)
+
+
+def _proposal_of(machine: ExchangeMachine) -> ExchangeProposal:
+    """The first one; before it, a machine may change its own copies."""
+    for now in (10.0, 20.0, 30.0):
+        for effect in machine.handle(Wake(), now):
+            if isinstance(effect, SendTo) and isinstance(effect.message, ExchangeProposal):
+                return effect.message
+    raise AssertionError("it proposes nothing")
 
 
 def custody() -> CustodyMachine:
@@ -143,6 +215,7 @@ def http(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": wire,
     "machines": machines,
+    "exchange": exchange,
     "gossip": gossip,
     "safetensors": safetensors,
     "index": index,
@@ -160,6 +233,7 @@ def seeds() -> dict[str, list[bytes]]:
     return {
         "wire": [seal([header]) for header in headers],
         "machines": headers,
+        "exchange": [bytes([state]) + header for state in range(3) for header in _bargaining()],
         "gossip": [bytes([number]) + value for number in range(9) for value in packed],
         "safetensors": [len(small).to_bytes(8, "little") + small + bytes(8)],
         "index": [b'{"metadata":{"total_size":8},"weight_map":{"w":"model-00001-of-00002.safetensors"}}'],
@@ -170,6 +244,14 @@ def seeds() -> dict[str, list[bytes]]:
             b'{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],"stream":true,"seed":1,"top_p":0.1}',
         ],
     }
+
+
+def _bargaining() -> list[bytes]:
+    """What two machines say to each other, and what fits the types but no mesh."""
+    mesh = Mesh(_two_nodes())
+    mesh.run(20.0)
+    said = [bytes(CODEC.encode(message)[0]) for _, _, message in mesh.sent]
+    return said[:12] + [header for message_type in EXCHANGE_MESSAGES for header in _valid(message_type)]
 
 
 def _valid(message_type: type[Message]) -> list[bytes]:

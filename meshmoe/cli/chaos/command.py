@@ -125,10 +125,12 @@ async def _run(
             load = Load(nodes, expected, now_s, Random(rng.random()), faults.gone_since)
             warm: dict[str, tuple[int, int, int]] = {}
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(load.run, clients)
                 nursery.start_soon(_watch_memory, nodes, warm)
-                await faults.run(plan)
-                await trio.sleep(max(0.0, findings.duration_s - now_s()))
+                async with trio.open_nursery() as asking:
+                    asking.start_soon(load.run, clients)
+                    await faults.run(plan)
+                    await trio.sleep(max(0.0, findings.duration_s - now_s()))
+                    load.finish()
                 nursery.cancel_scope.cancel()
             await _check(mesh, names, nodes, findings, load, faults, warm, now_s)
     show(console, findings, load)
@@ -187,14 +189,15 @@ async def _check(
     now_s: Callable[[], float],
 ) -> None:
     ended_s = max((end for _, _, end in faults.spans), default=0.0)
-    findings.injected, findings.garbage_parcels = dict(faults.injected), faults.garbage_parcels
+    findings.injected, findings.left_out = dict(faults.injected), faults.left_out
+    findings.garbage_parcels = faults.garbage_parcels
     problems = findings.problems
-    problems += faults.failures
+    problems += [*_bad_requests(load), *faults.failures]
     for name in names:
         code = nodes[name].exit_code
         if code is not None:
             problems.append(f"{name} has ended with code {code}: {nodes[name].last_words()}")
-    if problems:
+    if any(node.exit_code is not None for node in nodes.values()):
         return
     try:
         await mesh.wait_serving(*names, timeout_s=START_S_MAX)
@@ -212,6 +215,23 @@ async def _check(
         request = await load.ask(name)
         if request.outcome != "finished":
             problems.append(f"{name} does not serve afterwards: {request.outcome} {request.why}")
+    for name, (pid, rss_bytes, descriptors) in _measure(nodes).items():
+        if warm.get(name, (0, 0, 0))[0] != pid:
+            continue  # it has been restarted since
+        findings.memory_growth = max(findings.memory_growth or 0.0, rss_bytes / warm[name][1])
+        more = descriptors - warm[name][2]
+        findings.descriptor_growth = (
+            more if findings.descriptor_growth is None else max(findings.descriptor_growth, more)
+        )
+    if findings.memory_growth is not None and findings.memory_growth > MEMORY_GROWTH_MAX:
+        problems.append(f"memory grew to {findings.memory_growth:.2f} times that of the first minute")
+    if findings.descriptor_growth is not None and findings.descriptor_growth > DESCRIPTOR_GROWTH_MAX:
+        problems.append(f"{findings.descriptor_growth} more descriptors are open than after the first minute")
+
+
+def _bad_requests(load: Load) -> list[str]:
+    """Promises about requests that were broken, in words."""
+    problems = []
     for outcome in ("wrong", "hung"):
         if load.counts[outcome]:
             first = next(r for r in load.requests if r.outcome == outcome)
@@ -221,12 +241,4 @@ async def _check(
     silent = [r for r in load.requests if r.outcome in ("refused", "failed") and len(r.why) < 20]
     if silent:
         problems.append(f"{len(silent)} requests failed without a clear error, the first with {silent[0].why!r}")
-    for name, (pid, rss_bytes, descriptors) in _measure(nodes).items():
-        if warm.get(name, (0, 0, 0))[0] != pid:
-            continue  # it has been restarted since
-        findings.memory_growth = max(findings.memory_growth, rss_bytes / warm[name][1])
-        findings.descriptor_growth = max(findings.descriptor_growth, descriptors - warm[name][2])
-    if findings.memory_growth > MEMORY_GROWTH_MAX:
-        problems.append(f"memory grew to {findings.memory_growth:.2f} times that of the first minute")
-    if findings.descriptor_growth > DESCRIPTOR_GROWTH_MAX:
-        problems.append(f"{findings.descriptor_growth} more descriptors are open than after the first minute")
+    return problems

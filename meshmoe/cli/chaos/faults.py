@@ -62,6 +62,9 @@ class Faults:
         self._links_path = directory / "links.toml"
         self._bad: dict[str, dict[str, str] | None] = {}
         self.injected: Counter[str] = Counter()
+        """Faults that happened, by kind."""
+        self.left_out = 0
+        """Faults of the plan that did not happen: their node was gone, or the ones before took too long."""
         self.spans: list[tuple[Fault, float, float]] = []
         """Faults as they were, with the times of their begin and end."""
         self._down_since_s: dict[str, float] = {}
@@ -86,8 +89,6 @@ class Faults:
         async with trio.open_nursery() as nursery:
             for fault in plan:
                 await trio.sleep(max(0.0, fault.at_s - self._now_s()))
-                if KINDS[fault.kind].takes_away and self._now_s() > fault.at_s + LATE_S_MAX:
-                    continue
                 nursery.start_soon(self._in_turn, fault)
 
     async def _in_turn(self, fault: Fault) -> None:
@@ -98,12 +99,14 @@ class Faults:
         async with self._taking_away:
             if self._now_s() < fault.at_s + LATE_S_MAX:
                 await self._one(fault)
+            else:
+                self.left_out += 1
 
     async def _one(self, fault: Fault) -> None:
         node, began_s = self._nodes[fault.node], self._now_s()
         if fault.node in self._down_since_s or node.exit_code is not None:
+            self.left_out += 1
             return
-        self.injected[fault.kind] += 1
         match fault.kind:
             case "kill" | "wipe" | "leave":
                 await self._restart(fault, node)
@@ -129,7 +132,10 @@ class Faults:
                 await trio.sleep(fault.lasts_s)
                 _limit_files(node, resource.RLIM_INFINITY)
             case _:
-                await self._send_garbage(fault)
+                if not await self._send_garbage(fault):
+                    self.left_out += 1
+                    return
+        self.injected[fault.kind] += 1
         self.spans.append((fault, began_s, self._now_s()))
 
     async def _restart(self, fault: Fault, node: LocalNode) -> None:
@@ -156,11 +162,11 @@ class Faults:
         self._down_since_s.pop(node, None)
         self._down_until_s[node] = self._now_s()
 
-    async def _send_garbage(self, fault: Fault) -> None:
+    async def _send_garbage(self, fault: Fault) -> bool:
         try:
             status = await self._nodes[fault.node].status()
         except httpx.HTTPError:
-            return  # it stands still or is gone: nobody to annoy
+            return False  # it stands still or is gone: nobody to annoy
         host, _, port = status["peers"][0]["address"].rpartition(":")
         endpoints = Endpoints(host, int(port), int(port) + 1, int(port) + 2)
         word = status["join_command"].split()[-1]
@@ -170,6 +176,7 @@ class Faults:
             self.garbage_parcels += await send_as_stranger(word, endpoints, fault.lasts_s, self._rng)
         else:
             self.garbage_parcels += await send_as_member(word, endpoints, self._keys, fault.lasts_s, self._rng)
+        return True
 
     def write_links(self) -> None:
         """Write the links as they are to be now, and have the nodes read them."""
@@ -185,7 +192,10 @@ class Faults:
                     link.update(change or {})
                 values = "".join(f'{key} = "{value}"\n' for key, value in link.items())
                 lines.append(f'[[links]]\nbetween = ["{a}", "{b}"]\n{values}')
-        self._links_path.write_text("\n".join(lines), encoding="utf-8")
+        # In one step: a node that starts, or still has an earlier SIGHUP to mind, must not read half of it.
+        written = self._links_path.with_suffix(".new")
+        written.write_text("\n".join(lines), encoding="utf-8")
+        written.replace(self._links_path)
         for node in self._nodes.values():
             node.send_signal(signal.SIGHUP)
 

@@ -17,6 +17,11 @@ HEAL_S = 12.0
 """After one that takes something away has ended, before the next: detection takes 5 s, repair some more."""
 
 
+RESTARTS = ("kill", "leave", "wipe")
+COMES_BACK_S = 20.0
+"""What a node may take on a busy box to serve again once it has been started."""
+
+
 class Kind(NamedTuple):
     """A kind of fault.
 
@@ -80,6 +85,17 @@ def make_plan(seed: int, nodes: Sequence[str], duration_s: float, kinds: Sequenc
             lasts_s = rng.uniform(*KINDS[kind].lasts_s)
             if now_s + lasts_s + HEAL_S > duration_s:
                 break
-            plan.append(Fault(now_s, kind, rng.choice(list(nodes[1:])), lasts_s))
+            there = list(nodes[1:]) if takes_away else _there(plan, nodes[1:], now_s, now_s + lasts_s)
+            plan.append(Fault(now_s, kind, rng.choice(there), lasts_s))
             now_s += lasts_s + gap_s + rng.uniform(0, 6)
     return sorted(plan)
+
+
+def _there(plan: Sequence[Fault], nodes: Sequence[str], from_s: float, to_s: float) -> list[str]:
+    """Nodes that should be there all the time: a fault of one that has been killed would be no fault."""
+    gone = {
+        fault.node
+        for fault in plan
+        if fault.kind in RESTARTS and fault.at_s < to_s and fault.at_s + fault.lasts_s + COMES_BACK_S > from_s
+    }
+    return [node for node in nodes if node not in gone] or list(nodes)

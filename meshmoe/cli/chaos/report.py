@@ -27,11 +27,13 @@ class Findings:
 
     Attributes:
         seed, duration_s, nodes: Of the run.
-        injected: Faults by kind.
+        injected: Faults that happened, by kind.
+        left_out: Faults of the plan that did not.
         garbage_parcels: Handed over by peers that send garbage.
-        lost_experts: Of the model, that no node has; must be 0.
+        lost_experts: Of the model, that no node has; must be 0. None if the run broke before they could be counted.
         agreed_after_s: From the last fault until all agreed on who holds what and nothing moved; None if never.
-        memory_growth: Resident memory at the end over that after the first minute, the largest of all nodes.
+        memory_growth: Resident memory at the end over that after the first minute, the largest of all nodes; None if
+            no process has lived for long enough.
         descriptor_growth: Open descriptors at the end less those after the first minute, the largest of all nodes.
         problems: In words; a run without any has kept every promise.
     """
@@ -40,11 +42,12 @@ class Findings:
     duration_s: float
     nodes: int
     injected: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0
     garbage_parcels: int = 0
-    lost_experts: int = 0
+    lost_experts: int | None = None
     agreed_after_s: float | None = None
-    memory_growth: float = 1.0
-    descriptor_growth: int = 0
+    memory_growth: float | None = None
+    descriptor_growth: int | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -68,12 +71,18 @@ def show(console: Console, findings: Findings, load: Load) -> None:
     for kind, times in sorted(findings.injected.items()):
         table.add_row(kind, str(times), KINDS[kind].what)
     console.print(table)
+    if findings.left_out:
+        console.print(f"left out: {findings.left_out}, whose node was gone or whose time was over", soft_wrap=True)
+    lost = "not counted" if findings.lost_experts is None else str(findings.lost_experts)
     agreed = "never" if findings.agreed_after_s is None else f"{findings.agreed_after_s:.0f} s after the last fault"
-    console.print(f"experts lost: {findings.lost_experts}; all agree on who holds what: {agreed}")
-    console.print(
-        f"memory: at most {findings.memory_growth:.2f} times that of the first minute; descriptors: at most "
-        f"{findings.descriptor_growth:+d}; garbage parcels handed over: {findings.garbage_parcels}"
-    )
+    console.print(f"experts lost: {lost}; all agree on who holds what: {agreed}", soft_wrap=True)
+    grown = "memory and descriptors: not measured, no process lived for long enough"
+    if findings.memory_growth is not None and findings.descriptor_growth is not None:
+        grown = (
+            f"memory: at most {findings.memory_growth:.2f} times that of the first minute; descriptors: at most "
+            f"{findings.descriptor_growth:+d}"
+        )
+    console.print(f"{grown}; garbage parcels handed over: {findings.garbage_parcels}", soft_wrap=True)
     for problem in findings.problems:
         console.print(f"PROBLEM: {problem}", style="bold red", markup=False)
     console.print("every promise was kept" if not findings.problems else "promises were broken")

@@ -15,9 +15,12 @@ from meshmoe.placement.world import ModelShape
 
 
 def agree(proposal: ExchangeProposal, answer: ExchangeAnswer, shape: ModelShape) -> tuple[list[Lot], int] | None:
-    """The chosen lots and their price: of the two messages and nothing else. None if the messages do not fit."""
+    """The chosen lots and their price: of the two messages and nothing else. None if the messages do not fit.
+
+    Lots of the proposal must be plausible already; those of the answer may name what the model has not.
+    """
     lots = [*proposal.lots, *answer.lots]
-    if len(answer.prices) != len(lots):
+    if len(answer.prices) != len(lots) or not is_plausible(answer.lots, shape):
         return None
     ones = [*proposal.prices, *([0] * len(answer.lots))]
     prices = [a + b for a, b in zip(ones, answer.prices, strict=True)]

@@ -217,6 +217,15 @@ def test_lots_about_experts_that_do_not_exist_are_refused(lot):
     assert answer.reply == "refused"
 
 
+@pytest.mark.parametrize("lot", [Lot(99, two_adds=(0,)), Lot(0, two_adds=(99,)), Lot(0, one_drops=(99,))])
+def test_an_answer_about_experts_that_do_not_exist_is_called_off(lot):
+    mesh, a, b = pair()
+    proposal, answer = accepted(mesh, a, b)
+    prices = [*answer.prices[: len(proposal.lots)], 10**15]
+    hostile = ExchangeAnswer(answer.id, "accepted", [lot], prices, 0, answer.digest)
+    assert sent(a.handle(Heard(mesh.world.nodes[1], hostile), 100.2)) == [ExchangeVerdict(answer.id, False)]
+
+
 def test_a_plan_does_not_give_what_it_has_not():
     mesh, _, b = pair()
     layer, foreign = map(int, np.argwhere(~b.plan.owned)[0])
