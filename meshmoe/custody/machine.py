@@ -211,10 +211,12 @@ class CustodyMachine:
                 self._received(event.sender, event.generation, event.message)
             case ViewChanged():
                 storers = desk.survey.storers()
-                desk.agenda.add(desk.survey.update(event.nodes))
+                changed = desk.survey.update(event.nodes)
+                desk.agenda.add(changed)
                 if desk.survey.storers() != storers:
                     desk.agenda.add(desk.expert_bytes)  # what could be had, or not, may be otherwise now
                 self._replan()
+                self._relocation.seen(changed)
             case Want():
                 wants = dict.fromkeys(expert for expert in event.experts if expert in desk.book)
                 desk.agenda.add(desk.wants.keys() ^ wants.keys())

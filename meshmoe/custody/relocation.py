@@ -3,12 +3,16 @@
 A node loads what its plan wants by itself, but an expert in another node's custody would stay there for ever. So a
 custodian that is no guardian of an expert any more gives it to a guardian, by an ordinary migration: to one that holds
 it already if there is one, which then only mints; else to one with room. A few at a time, and a refusal rests a while:
-full nodes free each other's room step by step. Nothing here decides whether a claim may go: the custody rule does.
+full nodes free each other's room step by step, and each step is the load of one expert by its planned holder, which
+takes the one free place, and the going of its claim, which frees another. So a claim goes as soon as gossip shows such a
+load: a look once a second alone moved one expert a second and node. Nothing here decides whether a claim may go: the
+custody rule does.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.custody.desk import Desk
@@ -39,6 +43,18 @@ class Relocation:
         self._look_s = self._desk.now if any_plans else NEVER_S
         self._misplaced.clear()
         self._resting_until_s.clear()
+
+    def seen(self, experts: Iterable[ExpertId]) -> None:
+        """The view of these has changed: what a planned holder has loaded by now can go to it, without regard to rest."""
+        if self._look_s == NEVER_S:
+            return
+        desk = self._desk
+        for expert in experts:
+            if not self._is_misplaced(expert) or expert in self._donors:
+                continue
+            if not desk.survey.holders(expert).isdisjoint(desk.plan.guardians[expert]):
+                self._resting_until_s.pop(expert, None)
+                self._misplaced.appendleft(expert)
 
     def advance(self) -> None:
         """Give what is due, as many at once as migrations may be."""

@@ -28,8 +28,8 @@ def experts(count):
     return {ExpertId(0, index): SIZE for index in range(count)}
 
 
-def view(name, *, capacity=10, claims=None, free=0, stores=False, state="serving", generation=7):
-    """What ``name`` tells: ``claims`` is slot by expert index; it holds what it claims."""
+def view(name, *, capacity=10, claims=None, free=0, stores=False, state="serving", generation=7, copies=()):
+    """What ``name`` tells: ``claims`` is slot by expert index; it holds what it claims, and ``copies``."""
     claims = claims or {}
     stamps = {index: stamp_of(slot, Claim(1, NodeId(name), generation)) for index, slot in claims.items()}
     info = NodeInfo(state, Endpoints("10.0.0.1", 7337), "test", DIGEST, capacity * SIZE, stores_model=stores)
@@ -38,7 +38,7 @@ def view(name, *, capacity=10, claims=None, free=0, stores=False, state="serving
         generation,
         info=info,
         load=Load(free * SIZE, len(claims) * SIZE),
-        holdings={0: Holdings.of(0, claims).resident},
+        holdings={0: Holdings.of(0, {*claims, *copies}).resident},
         claims={0: stamps},
     )
 

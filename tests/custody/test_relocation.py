@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.custody import Leave, Planned, planned_slots
-from meshmoe.custody.messages import ClaimAnswers, ClaimQuestions, MigrationClaimed, MigrationOffer, Standing
+from meshmoe.custody.messages import (
+    ClaimAnswers,
+    ClaimQuestions,
+    MigrationClaimed,
+    MigrationOffer,
+    MigrationRefused,
+    Standing,
+)
 from meshmoe.custody.relocation import REST_S
 from tests.custody.support import ME, SIZE, Alone, experts, view
 
@@ -65,6 +72,17 @@ def test_who_has_no_room_is_not_bothered_and_a_refusal_rests():
     node.see(view("a", capacity=3, claims={2: 0, 3: 0}, free=1))
     node.wait(REST_S - 1)
     assert len({offer.id for _, offer in node.sent(MigrationOffer)}) == 1
+
+
+def test_what_its_planned_holder_has_loaded_by_itself_goes_at_once_whatever_rests():
+    node = custodian()
+    node.see(view("a", capacity=3, claims={2: 0, 3: 0}, free=1))
+    node.feed(planned(e0=["a"], e1=["me"], e2=["me"], e3=["a"]))
+    node.wait(0.5)
+    ((_, offer),) = node.sent(MigrationOffer)
+    node.hear("a", MigrationRefused(offer.id, "room"))
+    node.see(view("a", capacity=3, claims={2: 0, 3: 0}, copies={0}))
+    assert [(peer, again.index) for peer, again in node.sent(MigrationOffer)[1:]] == [("a", 0)]
 
 
 def test_without_plans_and_while_leaving_nothing_is_relocated():
