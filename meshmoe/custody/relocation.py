@@ -4,8 +4,8 @@ A node loads what its plan wants by itself, but an expert in another node's cust
 custodian that is no guardian of an expert any more gives it to a guardian, by an ordinary migration: to one that holds
 it already if there is one, which then only mints; else to one with room. A few at a time, and a refusal rests a while:
 full nodes free each other's room step by step, and each step is the load of one expert by its planned holder, which
-takes the one free place, and the going of its claim, which frees another. So a claim goes as soon as gossip shows such a
-load: a look once a second alone moved one expert a second and node. Nothing here decides whether a claim may go: the
+takes the one free place, and the going of its claim, which frees another. So a claim goes as soon as gossip shows such
+a load: a look once a second alone moved one expert a second and node. Nothing here decides whether a claim may go: the
 custody rule does.
 """
 
@@ -45,7 +45,7 @@ class Relocation:
         self._resting_until_s.clear()
 
     def seen(self, experts: Iterable[ExpertId]) -> None:
-        """The view of these has changed: what a planned holder has loaded by now can go to it, without regard to rest."""
+        """The view of these has changed: what a planned holder has loaded by now goes to it, rest or no rest."""
         if self._look_s == NEVER_S:
             return
         desk = self._desk

@@ -1,8 +1,8 @@
 """Has the compiled parts of placement ready before the first decision: compiling takes many seconds, once a machine.
 
-``python -m meshmoe.placement.live.warm`` does it in a process of its own, so that a serving one is not slowed down. Only
-compiling is of low priority: to find that all is compiled takes a second of CPU, which took a low priority a minute on
-a busy box.
+``python -m meshmoe.placement.live.warm`` does it in a process of its own, so that a serving one is not slowed down.
+Only compiling is of low priority: to find that all is compiled takes a second of CPU, which took a low priority a
+minute on a busy box.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from meshmoe.core.ids import NodeId
 from meshmoe.placement.policies.negotiated import Negotiated
 from meshmoe.placement.trace import Trace, decode_steps, prefill_steps
 from meshmoe.placement.world import ModelShape, NodeSpec, build_world
-
 
 QUICK_S = 2.0
 """CPU time that this process has at the priority of its parent: enough where everything is compiled."""
@@ -39,8 +38,12 @@ def warm_up() -> None:
     Negotiated().place(build_world(ModelShape(np.full((2, 4), 1000), 64), graph, specs, traces))
 
 
+def _give_way() -> None:
+    os.nice(10)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGPROF, lambda *_: os.nice(10) and None)
+    signal.signal(signal.SIGPROF, lambda *_: _give_way())
     signal.setitimer(signal.ITIMER_PROF, QUICK_S)
     with Path(__file__).open("rb") as source:
         fcntl.flock(source, fcntl.LOCK_EX)  # several nodes of one box: one compiles, the others find it done
