@@ -1,8 +1,8 @@
 """How fast this box computes experts, measured on those that it holds: what its peers, and placement, reckon with.
 
 The shortest of many calls counts, from several moments: a box that starts is busy, and whatever else it does makes a
-call longer, never shorter. Medians of one moment told 900 us for an expert of 12 us; placement then found it dearer to hold
-experts than to ask for them over Wi-Fi, and left places empty.
+call longer, never shorter. Medians of one moment told 900 us for an expert of 12 us; placement then found it dearer to
+hold experts than to ask for them over Wi-Fi, and left places empty.
 """
 
 from __future__ import annotations
