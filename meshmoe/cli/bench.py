@@ -11,7 +11,7 @@ from meshmoe.bench.paper import run_paper, run_sweep
 from meshmoe.bench.placement import Gap, Score, bounds, compare, gap_to_optimum
 from meshmoe.bench.recorded import load_recorded
 from meshmoe.bench.tables import gap_table, paper_table, score_tables, verdicts
-from meshmoe.cli.bench_engine import calls, cuda, decode, drafts, kernels, make_model
+from meshmoe.cli.bench_engine import calls, cuda, decode, draft_cells, drafts, kernels, make_model
 from meshmoe.cli.bench_links import links
 from meshmoe.cli.bench_live import live
 from meshmoe.cli.bench_serving import mesh, prefill, serve
@@ -54,7 +54,21 @@ def placement(quick: bool, as_json: bool, optimum: bool) -> None:
         click.echo("\n" + gap_table(gaps))
 
 
-for command in (live, links, kernels, decode, calls, prefill, serve, mesh, watchers, cuda, drafts, make_model):
+for command in (
+    live,
+    links,
+    kernels,
+    decode,
+    calls,
+    prefill,
+    serve,
+    mesh,
+    watchers,
+    cuda,
+    drafts,
+    draft_cells,
+    make_model,
+):
     bench.add_command(command)
 
 

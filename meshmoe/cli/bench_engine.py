@@ -10,6 +10,8 @@ import click
 import msgspec
 import psutil
 
+from meshmoe.core.links import LINK_PRESETS
+
 # What measures is imported by the commands, because it needs torch, which takes seconds to import.
 
 
@@ -140,6 +142,44 @@ def drafts(
         directory, share=share, rtts_ms=rtts_ms, modes=modes, tokens=tokens, turns=turns, progress=_progress
     )
     _write(figures, drafts_table(figures), as_json)
+
+
+@click.command("draft-cells")
+@click.option("--link", "links", multiple=True, type=click.Choice(list(LINK_PRESETS)), help="[default: all]")
+@click.option("--redundancy", "redundancies", multiple=True, type=click.FloatRange(1.0, 3.0), default=(1.2, 1.5))
+@click.option("--drafts", "modes", multiple=True, default=("off", "2", "4", "6", "lookup", "auto"), show_default=True)
+@click.option("--texts", type=click.IntRange(1), default=8, show_default=True, help="Of each of three nodes.")
+@click.option("--tokens", type=click.IntRange(8), default=64, show_default=True, help="Of each text.")
+@_json
+def draft_cells(
+    links: tuple[str, ...],
+    redundancies: tuple[float, ...],
+    modes: tuple[str, ...],
+    texts: int,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Compare ways to draft over links and redundancies, with the bundled model's experts where the planner puts them.
+
+    Links are reckoned, not waited for, and computing counts in processor time: other work hardly disturbs the figures.
+    """
+    import torch
+
+    from meshmoe.bench.draft_cells import draft_cells_table, measure_draft_cells
+    from meshmoe.model.bundled import bundled_model_dir
+
+    torch.set_num_threads(1)
+    figures = measure_draft_cells(
+        bundled_model_dir(),
+        "edge-12m",
+        links=links or tuple(LINK_PRESETS),
+        redundancies=redundancies,
+        modes=modes,
+        texts=texts,
+        tokens=tokens,
+        progress=_progress,
+    )
+    _write(figures, draft_cells_table(figures), as_json)
 
 
 @click.command("make-model")

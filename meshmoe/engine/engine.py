@@ -115,12 +115,16 @@ class Engine:
         limits: EngineLimits,
         compute: ComputeThread,
         nursery: trio.Nursery,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.model = model
         self.pool = pool
         self.limits = limits
         self.counts = ActivationCounts.zeros([layer.n_experts for layer in model.layers])
+        self._clock = clock
         self._lean = _lean_engine(self, remote)
+        if self._lean is not None:
+            self._lean.clock = clock
         self._scheduler = _scheduler(self._lean, compute, nursery, limits.drafts)
         self._remote = remote
         self._compute = compute
@@ -163,7 +167,7 @@ class Engine:
             stats = GenerationStats(queue_s=perf_counter() - arrived)
             wake = None if self._scheduler is None else self._scheduler.look
             stream = EventStream(self.limits.events_max, wake)
-            generation = Generation(self.model, request, tokens_max, stream, constraint, stats)
+            generation = Generation(self.model, request, tokens_max, stream, constraint, stats, clock=self._clock)
             failure: Exception | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drive, generation, nursery)
@@ -388,7 +392,11 @@ def default_kv_cache_bytes(model: MoeModel, active_max: int) -> int:
 
 @asynccontextmanager
 async def open_engine(
-    model: MoeModel, pool: ExpertPool, remote: RemoteExperts | None = None, limits: EngineLimits | None = None
+    model: MoeModel,
+    pool: ExpertPool,
+    remote: RemoteExperts | None = None,
+    limits: EngineLimits | None = None,
+    clock: Callable[[], float] = perf_counter,
 ) -> AsyncIterator[Engine]:
     """Run an engine for as long as the block lasts.
 
@@ -397,6 +405,7 @@ async def open_engine(
         pool: The node's resident experts.
         remote: The mesh; without it a layer whose experts are not all resident fails.
         limits: None for the defaults.
+        clock: Seconds by which passes are timed, drafts chosen and requests billed; called on the compute thread, too.
     """
     limits = limits or EngineLimits()
     async with (
@@ -407,4 +416,4 @@ async def open_engine(
         ) as compute,
         open_service_nursery() as nursery,
     ):
-        yield Engine(model, pool, remote, limits, compute, nursery)
+        yield Engine(model, pool, remote, limits, compute, nursery, clock)

@@ -6,6 +6,7 @@ Between chunks, and between tokens, the others get their turn. (The lean path: `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -37,7 +38,8 @@ class Generation:
         constraint: Of the text's form.
         stats: The request's counters.
         context_tokens: Tokens in its cache; anyone may read this.
-        admitted_at: ``perf_counter()`` when it got its place among the active requests.
+        clock: Seconds that it is timed by.
+        admitted_at: By this clock, when it got its place among the active requests.
     """
 
     model: MoeModel
@@ -47,11 +49,16 @@ class Generation:
     constraint: Constraint | None = None
     stats: GenerationStats = field(default_factory=GenerationStats)
     context_tokens: int = 0
-    admitted_at: float = field(default_factory=perf_counter)
+    clock: Callable[[], float] = perf_counter
+    admitted_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admitted_at = self.clock()
 
     def writer(self) -> Writer:
         """Make what its chosen tokens go to."""
-        return Writer(self.model, self.request, self.tokens_max, self.constraint, self.stats, self.admitted_at)
+        begun = self.admitted_at, self.clock
+        return Writer(self.model, self.request, self.tokens_max, self.constraint, self.stats, *begun)
 
 
 def generate(

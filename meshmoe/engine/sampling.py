@@ -77,6 +77,11 @@ class Sampler:
         """Tokens chosen so far."""
 
     @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self._params.temperature == 0
+
+    @property
     def complete(self) -> bool:
         """Whether the prescribed form allows nothing more."""
         return self._constraint is not None and self._constraint.complete

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 from meshmoe.engine.detokenize import Detokenizer, StopMatcher
@@ -41,6 +42,7 @@ class Writer:
         constraint: Constraint | None,
         stats: GenerationStats,
         admitted_at: float,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.ids = list(request.prompt_ids)
         self.sampler = Sampler(request.sampling, request.prompt_ids, constraint)
@@ -50,6 +52,7 @@ class Writer:
         self._model = model
         self.ends = frozenset() if request.sampling.ignore_eos else model.eos_ids
         self._admitted_at = admitted_at
+        self._clock = clock
         self._text = _Text(model, request.sampling.stop)
         self._began = False
         stats.prompt_tokens = len(request.prompt_ids)
@@ -60,7 +63,7 @@ class Writer:
         The end-of-text token itself has no event and is not counted as written.
         """
         stats = self.stats
-        elapsed_s = perf_counter() - self._admitted_at
+        elapsed_s = self._clock() - self._admitted_at
         if not self._began:
             self._began, stats.prefill_s = True, elapsed_s
         stats.decode_s = elapsed_s - stats.prefill_s

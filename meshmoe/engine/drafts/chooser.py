@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from meshmoe.engine.drafts.confidence import Bar
 from meshmoe.engine.drafts.length import Prospect, choose_lengths
 from meshmoe.engine.drafts.timing import PassTimes
 
@@ -24,7 +25,11 @@ STEP = 2
 
 
 class LengthChooser:
-    """See above."""
+    """See above.
+
+    Attributes:
+        exploring: Whether the last lengths were chosen to learn something.
+    """
 
     def __init__(self) -> None:
         self._passes = PassTimes()
@@ -32,6 +37,7 @@ class LengthChooser:
         self._local = PassTimes()
         self._chosen = 0
         self._tries = 0
+        self.exploring = False
 
     def note_pass(self, rows: int, took_s: float, waited_s: float) -> None:
         """A pass through the mesh over ``rows`` took ``took_s``, of which it ``waited_s`` for peers."""
@@ -50,9 +56,20 @@ class LengthChooser:
         """Seconds of a drafting pass; until one was measured, what passes compute here."""
         return (self._drafts if self._drafts.known else self._local).expected_s(rows)
 
+    def bar(self, prospects: Sequence[Prospect], lengths: Sequence[int]) -> Bar:
+        """What a token more must be worth, where drafts of these lengths are the best choice on average."""
+        rows, drafting = len(prospects) + sum(lengths), [n for n, p in zip(lengths, prospects, strict=True) if p.costs]
+        drafting_s = sum(self.draft_s(sum(n > d for n in drafting)) for d in range(max(drafting, default=0)))
+        tokens = len(prospects) + sum(sum(p.survival[:n]) for p, n in zip(prospects, lengths, strict=True))
+        rate = tokens / max(self.pass_s(rows) + drafting_s, 1e-9)
+        together = max(1, sum(n > 0 for n in drafting))
+        row_s = self._passes.row_s
+        return Bar(rate * row_s, rate * (row_s + self.draft_s(together) / together))
+
     def lengths(self, prospects: Sequence[Prospect]) -> list[int]:
         """How many tokens to draft for each request of the next pass."""
         self._chosen += 1
+        self.exploring = False
         if self._chosen <= FIRST_PASSES:
             return [0] * len(prospects)
         best = choose_lengths(prospects, self.pass_s, self.draft_s)
@@ -60,6 +77,7 @@ class LengthChooser:
         if self._chosen % (EXPLORE_EVERY if drafting else EXPLORE_FROM_NONE_EVERY):
             return best
         self._tries += 1
+        self.exploring = True
         if drafting and self._tries % 2:
             return [0] * len(prospects)
         step = STEP if drafting else 1

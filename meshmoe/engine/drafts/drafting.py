@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
 from meshmoe.engine.drafts.acceptance import DEPTH_MAX, Acceptance
 from meshmoe.engine.drafts.chooser import LengthChooser
+from meshmoe.engine.drafts.confidence import NO_BAR, Bar, Confidence
 from meshmoe.engine.drafts.length import Prospect, promise
 from meshmoe.engine.drafts.lookup import PromptLookup
 from meshmoe.engine.drafts.mode import DraftMode
@@ -34,10 +35,13 @@ from meshmoe.engine.lean.model import ROWS_MAX
 from meshmoe.engine.request import GenerationStats
 from meshmoe.engine.sampling import Choice, Sampler
 
-Drafter = Literal["local", "lookup"]
+Drafter = Literal["local", "lookup 2", "lookup 3", "lookup 5"]
+"""The number is how many tokens of context were found again: the more, the better what followed them."""
 
-PRIORS: dict[Drafter, float] = {"local": 0.6, "lookup": 0.5}
+PRIORS: dict[Drafter, float] = {"local": 0.6, "lookup 2": 0.3, "lookup 3": 0.4, "lookup 5": 0.6}
 """Chances of a draft before anything was seen on this node."""
+
+LOOKUPS: dict[int, Drafter] = {2: "lookup 2", 3: "lookup 3", 5: "lookup 5"}
 
 NODE_WEIGHT = 0.05
 """How fast the node's record, which new requests begin with, follows its requests'."""
@@ -87,11 +91,30 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class DraftPlan:
-    """What is to be drafted for one request."""
+    """What is to be drafted for one request.
+
+    Attributes:
+        drafter: By whom.
+        length: Tokens, at most.
+        looked_up: The draft, if it takes no drafting.
+        bar: When to stop sooner.
+        seen: What was found in the text, whether it is used or not: what comes of it is learned from in any case.
+    """
 
     drafter: Drafter
     length: int
-    looked_up: Sequence[int] = field(default=())
+    looked_up: Sequence[int] = ()
+    bar: Bar = NO_BAR
+    seen: tuple[Drafter, Sequence[int]] | None = None
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What was drafted: ``tokens`` are checked, ``left`` one more that was not worth it; ``sure`` of each of these."""
+
+    tokens: list[int]
+    left: list[int] = field(default_factory=list)
+    sure: list[float] = field(default_factory=list)
 
 
 class Drafting:
@@ -106,6 +129,7 @@ class Drafting:
         self.mode = mode
         self.chances: dict[Drafter, list[float]] = {drafter: [p] * DEPTH_MAX for drafter, p in PRIORS.items()}
         self._chooser = LengthChooser()
+        self._confidence = {greedy: Confidence() for greedy in (False, True)}
 
     def advance(self, batch: LeanBatch, asked: Sequence[Asked]) -> list[list[Choice]]:
         """Take every request at least one token further.
@@ -130,28 +154,29 @@ class Drafting:
         try:
             logits = self._read(batch, asked, drafts)
         except NoBlocksError:
-            if not any(drafts):
+            if not any(draft.tokens for draft in drafts):
                 raise
-            drafts = [[] for _ in asked]  # there may be room without them
+            drafts = [_Draft([]) for _ in asked]  # there may be room without them
             logits = self._read(batch, asked, drafts)
         chosen, at = [], 0
         for one, length, draft in zip(asked, before, drafts, strict=True):
-            found = self._accept(one, draft, logits[at : at + len(draft) + 1])
+            found = self._accept(one, draft.tokens, logits[at : at + len(draft.tokens) + 1])
             one.sequence.truncate(length + len(found))
             chosen.append(found)
-            at += len(draft) + 1
-        self._learn(asked, plans, [len(draft) for draft in drafts], [len(found) - 1 for found in chosen])
+            at += len(draft.tokens) + 1
+        for one, plan, draft, found in zip(asked, plans, drafts, chosen, strict=True):
+            self._learn(one, plan, draft, [choice.token_id for choice in found])
         return chosen
 
-    def _read(self, batch: LeanBatch, asked: Sequence[Asked], drafts: Sequence[Sequence[int]]) -> Tensor:
+    def _read(self, batch: LeanBatch, asked: Sequence[Asked], drafts: Sequence[_Draft]) -> Tensor:
         rows = [
             Row(one.sequence, token, one.stats)
             for one, draft in zip(asked, drafts, strict=True)
-            for token in (one.ids[-1], *draft)
+            for token in (one.ids[-1], *draft.tokens)
         ]
-        began = perf_counter()
+        began = batch.clock()
         logits = batch.forward(rows)
-        self._chooser.note_pass(len(rows), perf_counter() - began, batch.waited_s)
+        self._chooser.note_pass(len(rows), batch.clock() - began, batch.waited_s)
         return logits
 
     def _accept(self, one: Asked, draft: Sequence[int], logits: Tensor) -> list[Choice]:
@@ -174,30 +199,36 @@ class Drafting:
             case "fixed":
                 return [DraftPlan("local", limit) for limit in limits]
             case "lookup":
-                found = [one.drafts.lookup.draft(limit) for one, limit in zip(asked, limits, strict=True)]
-                return [DraftPlan("lookup", len(tokens), tokens) for tokens in found]
-        options = [self._best_drafter(one, limit) for one, limit in zip(asked, limits, strict=True)]
-        lengths = self._chooser.lengths([prospect for _, prospect, _ in options])
-        return [
-            DraftPlan(drafter, length, found[:length])
-            for (drafter, _, found), length in zip(options, lengths, strict=True)
-        ]
+                found = [_look_up(one, limit) for one, limit in zip(asked, limits, strict=True)]
+                return [DraftPlan(drafter, len(tokens), tokens, seen=(drafter, tokens)) for drafter, tokens in found]
+        return self._best(asked, limits)
 
-    def _best_drafter(self, one: Asked, limit: int) -> tuple[Drafter, Prospect, Sequence[int]]:
-        """The drafter that promises more for a request alone."""
-        records = one.drafts.records
-        local = Prospect(records["local"].survival()[:limit], costs=True)
-        found = one.drafts.lookup.draft(limit) if limit else ()
-        if found:
-            free = Prospect(records["lookup"].survival()[: len(found)], costs=False)
-            pass_s, draft_s = self._chooser.pass_s, self._chooser.draft_s
-            if promise(free, pass_s, draft_s) >= promise(local, pass_s, draft_s):
-                return "lookup", free, found
-        return "local", local, ()
+    def _best(self, asked: Sequence[Asked], limits: Sequence[int]) -> list[DraftPlan]:
+        """For each request the drafter that promises more for it alone, and the lengths that are best together."""
+        pass_s, draft_s, options, seen = self._chooser.pass_s, self._chooser.draft_s, [], []
+        for one, limit in zip(asked, limits, strict=True):
+            records = one.drafts.records
+            local = Prospect(records["local"].survival()[:limit], costs=True)
+            drafter, found = _look_up(one, limit)
+            free = Prospect(records[drafter].survival()[: len(found)], costs=False)
+            better = found and promise(free, pass_s, draft_s) >= promise(local, pass_s, draft_s)
+            options.append(free if better else local)
+            seen.append((drafter, found))
+        lengths = self._chooser.lengths(options)
+        bar = NO_BAR if self._chooser.exploring else self._chooser.bar(options, lengths)
+        plans = []
+        for prospect, length, limit, (drafter, found) in zip(options, lengths, limits, seen, strict=True):
+            if not prospect.costs:
+                plans.append(DraftPlan(drafter, length, found[:length], seen=(drafter, found)))
+            else:
+                most = limit if length and bar is not NO_BAR else length
+                plans.append(DraftPlan("local", most, bar=bar, seen=(drafter, found)))
+        return plans
 
-    def _write(self, batch: LeanBatch, asked: Sequence[Asked], plans: Sequence[DraftPlan]) -> list[list[int]]:
+    def _write(self, batch: LeanBatch, asked: Sequence[Asked], plans: Sequence[DraftPlan]) -> list[_Draft]:
         """Write the drafts; sequences are left as they were."""
-        drafts = [list(plan.looked_up) for plan in plans]
+        drafts = [_Draft(list(plan.looked_up)) for plan in plans]
+        alive = [1.0] * len(asked)
         going = [at for at, plan in enumerate(plans) if plan.drafter == "local" and plan.length]
         lengths = {at: asked[at].sequence.length for at in going}
         try:
@@ -205,20 +236,18 @@ class Drafting:
                 rows = [
                     Row(
                         asked[at].sequence,
-                        drafts[at][-1] if drafts[at] else asked[at].ids[-1],
+                        drafts[at].tokens[-1] if drafts[at].tokens else asked[at].ids[-1],
                         asked[at].stats,
                         local=True,
                     )
                     for at in going
                 ]
-                began = perf_counter()
+                began = batch.clock()
                 logits = batch.forward(rows)
-                self._chooser.note_draft(len(rows), perf_counter() - began)
+                self._chooser.note_draft(len(rows), batch.clock() - began)
                 for row, at in zip(logits, going, strict=True):
-                    drafts[at].append(asked[at].sampler.guess(row, drafts[at]))
-                going = [
-                    at for at in going if len(drafts[at]) < plans[at].length and drafts[at][-1] not in asked[at].ends
-                ]
+                    alive[at] *= self._draft(asked[at], plans[at], drafts[at], row, alive[at])
+                going = [at for at in going if self._goes_on(asked[at], plans[at], drafts[at], alive[at])]
         except NoBlocksError:
             pass  # what was drafted so far is as good
         finally:
@@ -226,16 +255,50 @@ class Drafting:
                 asked[at].sequence.truncate(length)
         return drafts
 
-    def _learn(
-        self, asked: Sequence[Asked], plans: Sequence[DraftPlan], drafted: Sequence[int], accepted: Sequence[int]
-    ) -> None:
-        for one, plan, checked, right in zip(asked, plans, drafted, accepted, strict=True):
-            if not checked:
-                continue
-            one.stats.drafted_tokens += checked
-            one.stats.accepted_tokens += right
-            record = one.drafts.records[plan.drafter]
-            record.note(checked, right)
-            known = self.chances[plan.drafter]
+    def _draft(self, one: Asked, plan: DraftPlan, draft: _Draft, logits: Tensor, alive: float) -> float:
+        """Take a token more; returns the chance that it is right if those before it are."""
+        token = one.sampler.guess(logits, draft.tokens)
+        if self.mode.kind != "auto":
+            draft.tokens.append(token)
+            return 1.0
+        values = logits.numpy()
+        sure = float(1.0 / np.exp(values - values[token]).sum())
+        chance = self._confidence[one.sampler.greedy].chance(sure)
+        draft.sure.append(sure)
+        (draft.tokens if alive * chance >= plan.bar.checked else draft.left).append(token)
+        return chance
+
+    def _goes_on(self, one: Asked, plan: DraftPlan, draft: _Draft, alive: float) -> bool:
+        """Whether another token is worth drafting."""
+        depth = len(draft.tokens)
+        if draft.left or depth >= plan.length or draft.tokens[-1] in one.ends:
+            return False
+        return plan.bar is NO_BAR or alive * one.drafts.records["local"].chances()[depth] >= plan.bar.drafted
+
+    def _learn(self, one: Asked, plan: DraftPlan, draft: _Draft, written: Sequence[int]) -> None:
+        """Learn from what was written: of drafts that were checked, and of those that only might have been."""
+        one.stats.drafted_tokens += len(draft.tokens)
+        one.stats.accepted_tokens += len(written) - 1
+        if plan.seen is not None:
+            self._note(one, *plan.seen, written)
+        if plan.drafter == "local":
+            tokens = [*draft.tokens, *draft.left]
+            looked_at = self._note(one, "local", tokens, written)
+            for sure, token, right in zip(draft.sure[:looked_at], tokens, written, strict=False):
+                self._confidence[one.sampler.greedy].note(sure, token == right)
+
+    def _note(self, one: Asked, drafter: Drafter, tokens: Sequence[int], written: Sequence[int]) -> int:
+        """Compare a draft with what was written, as far as both go; returns how many tokens could be looked at."""
+        known = min(len(tokens), len(written))
+        right = next((at for at in range(known) if tokens[at] != written[at]), known)
+        if known:
+            record, node = one.drafts.records[drafter], self.chances[drafter]
+            record.note(known, right)
             for depth, chance in enumerate(record.chances()[: right + 1]):
-                known[depth] += NODE_WEIGHT * (chance - known[depth])
+                node[depth] += NODE_WEIGHT * (chance - node[depth])
+        return min(known, right + 1)
+
+
+def _look_up(one: Asked, limit: int) -> tuple[Drafter, Sequence[int]]:
+    found, context = one.drafts.lookup.draft(limit) if limit else ((), 0)
+    return LOOKUPS.get(context, "lookup 2"), found

@@ -35,17 +35,20 @@ class PromptLookup:
                 ends[tuple(self._ids[end - n :])] = end
         self._ids.append(token)
 
-    def draft(self, count: int) -> Sequence[int]:
-        """What may come next: at most ``count`` tokens, fewer or none where nothing like it stood before."""
+    def draft(self, count: int) -> tuple[Sequence[int], int]:
+        """What may come next, and how many of the last tokens stood there before.
+
+        At most ``count`` tokens, fewer or none where nothing like it stood before.
+        """
         for n in CONTEXTS:
             end = self._ends[n].get(tuple(self._ids[-n:])) if len(self._ids) >= n else None
             if end is not None:
                 break
         else:
-            return ()
+            return (), 0
         drafted: list[int] = []
         for place in range(end, end + count):
             # Past the end of the text the draft goes on with itself: a loop is drafted as a loop.
             written = len(self._ids)
             drafted.append(self._ids[place] if place < written else drafted[place - written])
-        return drafted
+        return drafted, n

@@ -49,6 +49,11 @@ class PassTimes:
         """Whether anything was measured."""
         return bool(self._mean_s)
 
+    @property
+    def row_s(self) -> float:
+        """Seconds that a row more takes."""
+        return self._line[1]
+
     def expected_s(self, rows: int) -> float:
         """How long a pass over so many rows should take; 0 if nothing was measured yet."""
         rows = min(rows, ROWS_MAX)

@@ -23,6 +23,7 @@ experts. Where it is cut does not change a bit. At a layer that lacks experts, o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from time import perf_counter
 from typing import NamedTuple
@@ -77,6 +78,7 @@ class LeanEngine:
     Attributes:
         model: The model.
         blocks: The room.
+        clock: Seconds that passes are timed by.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class LeanEngine:
         counts: ActivationCounts,
         kv_bytes: int,
     ) -> None:
+        self.clock: Callable[[], float] = perf_counter
         self.model = model
         self.blocks: BlockPool = model.new_blocks(kv_bytes)
         self.remote = remote
@@ -117,6 +120,7 @@ class LeanBatch:
     """See the module. Owns the working memory of one forward.
 
     Attributes:
+        clock: Seconds that passes are timed by.
         waited_s: Seconds for which the last forward had nothing to do but wait for peers.
         abandoned: Whether `forward` should give up; whoever calls it takes this back first.
     """
@@ -130,6 +134,7 @@ class LeanBatch:
         self._counters = np.array(
             [[layer.ctypes.data for layer in kind] for kind in (counts.decode, counts.prefill)], np.int64
         )
+        self.clock = engine.clock
         self.waited_s = 0.0
         self.abandoned = False
         self._asked: Call[dict[int, Tensor]] | None = None
@@ -300,7 +305,7 @@ class LeanBatch:
 
     def _receive(self, asked: _Asked) -> None:
         """Wait for the missing experts' outputs and put them where the others' are."""
-        began, stalled_s = perf_counter(), asked.stats.stalled_s
+        began, stalled_s = self.clock(), asked.stats.stalled_s
         self._asked = asked.call
         try:
             if self.abandoned:
@@ -310,7 +315,7 @@ class LeanBatch:
             raise BatchAbandonedError from None
         finally:
             self._asked = None
-            self._account(asked, perf_counter() - began, asked.stats.stalled_s - stalled_s)
+            self._account(asked, self.clock() - began, asked.stats.stalled_s - stalled_s)
         outputs, at = self._work.outputs.view(-1, self._model.plan.top_k, asked.hidden.shape[1]), 0
         for expert, numbers in asked.rows.items():
             reply, shape = replies.get(expert), (len(numbers), asked.hidden.shape[1])

@@ -16,8 +16,8 @@ def searched(ids, count):
                 text = list(ids)
                 for place in range(end, end + count):
                     text.append(text[place])
-                return text[len(ids) :]
-    return []
+                return text[len(ids) :], n
+    return [], 0
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 12), st.integers(0, 60))
@@ -25,13 +25,14 @@ def test_it_finds_what_a_search_finds(ids, count, known):
     lookup = PromptLookup(ids[:known])
     for token in ids[known:]:
         lookup.push(token)
-    assert list(lookup.draft(count)) == searched(ids, count)
+    found, context = lookup.draft(count)
+    assert (list(found), context) == searched(ids, count)
 
 
 def test_a_loop_is_drafted_as_a_loop():
-    assert PromptLookup([7, 8, 9, 7, 8, 9, 7, 8]).draft(5) == [9, 7, 8, 9, 7]
+    assert PromptLookup([7, 8, 9, 7, 8, 9, 7, 8]).draft(5) == ([9, 7, 8, 9, 7], 5)
 
 
 def test_nothing_known():
-    assert not PromptLookup([1, 2, 3, 4]).draft(4)
-    assert not PromptLookup([]).draft(4)
+    assert PromptLookup([1, 2, 3, 4]).draft(4) == ((), 0)
+    assert PromptLookup([]).draft(4) == ((), 0)

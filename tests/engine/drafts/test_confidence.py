@@ -1,0 +1,57 @@
+"""What is known of a draft's chances by its own probability, and when drafting stops."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from meshmoe.engine.drafts.chooser import FIRST_PASSES, LengthChooser
+from meshmoe.engine.drafts.confidence import Confidence
+from meshmoe.engine.drafts.length import Prospect
+
+
+def test_chances_are_learned_and_followed():
+    confidence, rng = Confidence(), random.Random(1)
+    assert confidence.chance(0.0) < confidence.chance(0.5) < confidence.chance(1.0) == 1.0, "before anything was seen"
+    for _ in range(3000):
+        probability = rng.random()
+        confidence.note(probability, rng.random() < probability**2)
+    for probability in (0.05, 0.45, 0.95):
+        assert confidence.chance(probability) == pytest.approx(probability**2, abs=0.1)
+    for _ in range(1000):
+        confidence.note(0.05, True)
+    assert confidence.chance(0.05) > 0.9 > 0.4 > confidence.chance(0.45), "old experience fades, each kind for itself"
+
+
+def chooser(pass_s, row_s, draft_s):
+    """One that knows how long passes take."""
+    made = LengthChooser()
+    for rows in (1, 2, 3, 5, 9) * 20:
+        made.note_pass(rows, pass_s + row_s * rows, pass_s)
+        made.note_draft(rows, draft_s)
+    for _ in range(FIRST_PASSES):
+        made.lengths([])
+    return made
+
+
+def test_the_bar_is_what_a_token_more_costs_at_the_present_rate():
+    made = chooser(pass_s=0.080, row_s=0.005, draft_s=0.001)
+    prospects = [Prospect([0.8**d for d in range(1, 17)], costs=True)]
+    lengths = made.lengths(prospects)
+    bar = made.bar(prospects, lengths)
+    tokens = 1 + sum(0.8**d for d in range(1, lengths[0] + 1))
+    rate = tokens / (0.080 + 0.005 * (1 + lengths[0]) + 0.001 * lengths[0])
+    assert bar.checked == pytest.approx(rate * 0.005, rel=0.05)
+    assert bar.drafted == pytest.approx(rate * 0.006, rel=0.05)
+    # At the best length, the next token is not worth its time any more, and the last one was.
+    assert 0.8 ** (lengths[0] + 1) < bar.drafted * 1.1
+    assert 0.8 ** lengths[0] > bar.drafted * 0.9
+
+
+def test_where_drafting_costs_much_it_stops_sooner():
+    prospects = [Prospect([0.8**d for d in range(1, 17)], costs=True)] * 2
+    cheap, dear = (chooser(0.080, 0.005, draft_s) for draft_s in (0.001, 0.010))
+    bars = [made.bar(prospects, made.lengths(prospects)) for made in (cheap, dear)]
+    assert bars[0].drafted < bars[1].drafted
+    assert all(bar.checked < bar.drafted for bar in bars)
