@@ -18,6 +18,7 @@ from time import thread_time
 
 import msgspec
 import numpy as np
+import torch
 import trio
 from numpy.typing import NDArray
 from torch import Tensor
@@ -102,7 +103,7 @@ class _Reckoned:
         took_s = self._link.rtt_s + jitter_s + CALL_S + wire_s
         self.link_s += took_s
         self.decode_s += took_s if call.decode else 0.0
-        return dict(zip((expert for expert, _ in rows), outputs.split([len(n) for _, n in rows]), strict=True))
+        return dict(zip((expert for expert, _ in rows), torch.split(outputs, [len(n) for _, n in rows]), strict=True))
 
 
 @dataclass(frozen=True)

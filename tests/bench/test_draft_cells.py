@@ -28,7 +28,6 @@ def test_links_are_reckoned_and_texts_compared():
         assert least_ms < figure["link_ms"] < 1.2 * least_ms + 1.0, "round trips, and some bytes"
         assert (figure["acceptance"] is None) == (figure["mode"] == "off")
         assert figure["tokens_per_pass"] >= 1.0
-    assert figures[3]["link_ms"] > 20 * figures[3]["own_ms"] / 10, "the link is what a wan costs"
 
 
 def test_the_table_compares_auto_with_the_best_other_mode():
