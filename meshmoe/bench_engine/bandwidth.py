@@ -8,7 +8,8 @@ from time import perf_counter
 import torch
 
 from meshmoe.engine.kernels.compiling import jit
-from meshmoe.engine.kernels.primitives import F32_TAG, dots_1x1
+from meshmoe.engine.kernels.dots import dots_1x1
+from meshmoe.engine.kernels.primitives import F32_TAG
 
 READ_BYTES = 256 << 20
 

@@ -230,8 +230,9 @@ class Job:
 class ComputeThread:
     """The thread, as trio sees it. Made by `open_compute`."""
 
-    def __init__(self, threads: int, jobs_max: int) -> None:
+    def __init__(self, threads: int, jobs_max: int, around: contextlib.AbstractContextManager[object]) -> None:
         self._threads = threads
+        self._around = around
         self._jobs_max = jobs_max
         self._live: set[Job] = set()
         self._failure: BaseException | None = None
@@ -368,8 +369,9 @@ class ComputeThread:
         torch.set_num_threads(self._threads)
         self._hub = greenlet.getcurrent()
         try:
-            while (job := self._hub_next()) is not None:
-                self._hub_slice(job)
+            with self._around:
+                while (job := self._hub_next()) is not None:
+                    self._hub_slice(job)
         except BaseException as error:  # a fault in this file: every job must hear of it
             _log.exception("the compute thread failed")
             self._failure = error
@@ -489,7 +491,13 @@ class ComputeThread:
 
 
 @contextlib.asynccontextmanager
-async def open_compute(*, threads: int, jobs_max: int, stop_timeout_s: float = 5.0) -> AsyncIterator[ComputeThread]:
+async def open_compute(
+    *,
+    threads: int,
+    jobs_max: int,
+    stop_timeout_s: float = 5.0,
+    around: contextlib.AbstractContextManager[object] | None = None,
+) -> AsyncIterator[ComputeThread]:
     """Run a compute thread for as long as the block lasts.
 
     Args:
@@ -497,8 +505,9 @@ async def open_compute(*, threads: int, jobs_max: int, stop_timeout_s: float = 5
         jobs_max: Jobs at once, running, queued or parked; one more is refused.
         stop_timeout_s: At the end of the block, how long a job that computes may take to reach its next checkpoint.
             A thread that takes longer is left behind (it is a daemon) and the log says so.
+        around: Entered by the thread when it starts, and left when it ends.
     """
-    compute = ComputeThread(threads, jobs_max)
+    compute = ComputeThread(threads, jobs_max, around or contextlib.nullcontext())
     thread = threading.Thread(target=compute._main, name="meshmoe-compute", daemon=True)
     thread.start()
     try:

@@ -24,7 +24,7 @@ from meshmoe.engine.drafts.mode import AUTO, DraftMode
 from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation, generate
 from meshmoe.engine.grammar import Grammars
-from meshmoe.engine.kernels.choice import is_plain
+from meshmoe.engine.kernels.choice import crew_for, is_plain
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
@@ -55,7 +55,7 @@ class EngineLimits:
         peer_calls_max: Expert calls from peers, queued or computed. At 1 ms a call, 256 are a quarter of a second of
             waiting; a peer that is refused asks another holder.
         events_max: Events of a request that its consumer has not taken; at this many the request pauses.
-        threads: torch's threads for one operation.
+        threads: For one operation, of compiled code or of torch.
         drafts: How tokens are guessed ahead on the lean path.
         kv_cache_bytes: Room for all requests' keys and values on the lean path; None for `default_kv_cache_bytes`.
         stop_timeout_s: How long the compute thread may take to stop.
@@ -413,6 +413,7 @@ async def open_engine(
             threads=limits.threads,
             jobs_max=limits.active_max + limits.peer_calls_max,
             stop_timeout_s=limits.stop_timeout_s,
+            around=crew_for(model.dtype, limits.threads),
         ) as compute,
         open_service_nursery() as nursery,
     ):

@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from meshmoe.engine.kernels.compiling import jit
+from meshmoe.engine.kernels.dots import LONG_VECTORS, dots_1x1, dots_2x1, dots_2x2, dots_2x4
 from meshmoe.engine.kernels.primitives import (
     F32_TAG,
-    LONG_VECTORS,
     Tag,
-    dots_1x1,
-    dots_2x1,
-    dots_2x2,
-    dots_2x4,
     fma,
     out_of_line,
     read,
@@ -59,8 +55,6 @@ def silu(x: np.float32) -> np.float32:
 def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None:
     """Rows times a transposed matrix, in float32.
 
-    For several rows, weights are taken in blocks that stay in the nearest cache while all rows go by.
-
     Args:
         tag: Dtype of the weights.
         w: ``[n, k]`` weights.
@@ -70,17 +64,26 @@ def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None
         n: Width of the result.
         k: Width of the input.
     """
+    product_part(tag, w, x, y, rows, n, k, 0, n)
+
+
+@jit
+def product_part(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int, first: int, last: int) -> None:
+    """As `product`, of the columns from ``first`` to before ``last`` of ``y``.
+
+    For several rows, weights are taken in blocks that stay in the nearest cache while all rows go by.
+    """
     out_of_line()
     size = size_of(tag) * k
     if rows == 1:
-        for j in range(0, n - 1, 2):
+        for j in range(first, last - 1, 2):
             dots_2x1(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
-        if n % 2:
-            dots_1x1(tag, w + (n - 1) * size, k, x, k, y + 4 * (n - 1), 1, n, k)
+        if (last - first) % 2:
+            dots_1x1(tag, w + (last - 1) * size, k, x, k, y + 4 * (last - 1), 1, n, k)
         return
     block = max(2, _BLOCK_BYTES // size // 2 * 2)
-    for begin in range(0, n, block):
-        end = min(begin + block, n)
+    for begin in range(first, last, block):
+        end = min(begin + block, last)
         r = 0
         while r < rows:
             left = rows - r
@@ -101,12 +104,12 @@ def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None
 
 
 @jit
-def linear(tag: Tag, w: int, bias: int, x: int, y: int, rows: int, n: int, k: int) -> None:
-    """As `product`, with a bias (``[n]``, or 0 for none), rounded to the dtype of the weights."""
+def linear_part(tag: Tag, w: int, bias: int, x: int, y: int, rows: int, n: int, k: int, first: int, last: int) -> None:
+    """As `product_part`, with a bias (``[n]``, or 0 for none), rounded to the dtype of the weights."""
     out_of_line()
-    product(tag, w, x, y, rows, n, k)
+    product_part(tag, w, x, y, rows, n, k, first, last)
     for r in range(rows):
-        for j in range(n):
+        for j in range(first, last):
             value = read(F32_TAG, y, r * n + j)
             if bias != 0:
                 value += read(tag, bias, j)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.integrations import moe
@@ -22,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _compiled: Callable[[ExpertWeights, Tensor], Tensor] | None
 try:
+    from meshmoe.engine.kernels.crew import Crew
     from meshmoe.engine.kernels.expert import compute_rows as _compiled
     from meshmoe.engine.kernels.primitives import TAGS
 except ImportError as error:  # numba publishes no build for every platform that torch has one for
@@ -36,6 +39,13 @@ class UnsupportedModelError(Exception):
 def compiled() -> bool:
     """Whether compiled kernels can be had on this machine at all."""
     return _compiled is not None
+
+
+def crew_for(dtype: torch.dtype, threads: int) -> AbstractContextManager[object]:
+    """Helpers with which the thread that enters this shares its products (see `crew`), where there can be any."""
+    if _compiled is None or threads == 1 or dtype not in TAGS:
+        return nullcontext()
+    return Crew(TAGS[dtype], threads - 1)
 
 
 def compute(module: nn.Module, weights: ExpertWeights, x: Tensor) -> Tensor:

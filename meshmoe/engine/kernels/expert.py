@@ -9,20 +9,22 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from meshmoe.engine.kernels.arithmetic import gate, linear
+from meshmoe.engine.kernels.arithmetic import gate
 from meshmoe.engine.kernels.compiling import jit
+from meshmoe.engine.kernels.crew import desk_here, linear
 from meshmoe.engine.kernels.primitives import F32_TAG, TAGS, Tag, read, size_of, write
 from meshmoe.model.experts_modules import ExpertWeights
 
 
 @jit
 def expert_rows(
-    tag: Tag, gate_up: int, down: int, x: int, y: int, scratch: int, rows: int, hidden: int, width: int
+    tag: Tag, desk: int, gate_up: int, down: int, x: int, y: int, scratch: int, rows: int, hidden: int, width: int
 ) -> None:
     """Compute an expert.
 
     Args:
         tag: Dtype of the weights.
+        desk: Of the crew that computes it, or 0 (see `crew.linear`).
         gate_up: ``[2 * width, hidden]`` weights.
         down: ``[hidden, width]`` weights.
         x: ``[rows, hidden]`` in the same dtype.
@@ -33,20 +35,20 @@ def expert_rows(
         width: Width between up and down projection.
     """
     both, gated = scratch, scratch + 8 * rows * width
-    linear(tag, gate_up, 0, x, both, rows, 2 * width, hidden)
+    linear(tag, desk, gate_up, 0, x, both, rows, 2 * width, hidden)
     for r in range(rows):
         at = both + 8 * r * width
         gate(tag, at, at + 4 * width, gated + size_of(tag) * r * width, width)
-    linear(tag, down, 0, gated, y, rows, hidden, width)
+    linear(tag, desk, down, 0, gated, y, rows, hidden, width)
 
 
 @jit
 def expert_call(
-    tag: Tag, gate_up: int, down: int, x: int, y: int, scratch: int, rows: int, hidden: int, width: int
+    tag: Tag, desk: int, gate_up: int, down: int, x: int, y: int, scratch: int, rows: int, hidden: int, width: int
 ) -> None:
     """As `expert_rows`, with ``y`` in the dtype of the weights; scratch has ``rows * hidden`` more."""
     count = rows * hidden
-    expert_rows(tag, gate_up, down, x, scratch, scratch + 4 * count, rows, hidden, width)
+    expert_rows(tag, desk, gate_up, down, x, scratch, scratch + 4 * count, rows, hidden, width)
     for i in range(count):
         write(tag, y, i, read(F32_TAG, scratch, i))
 
@@ -68,6 +70,7 @@ def compute_rows(weights: ExpertWeights, x: Tensor) -> Tensor:
     scratch = np.empty(rows * (hidden + 3 * width), np.float32)
     expert_call(
         TAGS[x.dtype],
+        desk_here(),
         gate_up.data_ptr(),
         down.data_ptr(),
         x.data_ptr(),

@@ -1,21 +1,9 @@
-"""What kernels are made of: numbers in memory, and sums of products whose order is written down.
+"""What kernels are made of: numbers in memory, their rounding, and a few instructions.
 
 Memory is addressed by plain integers, as ``Tensor.data_ptr()`` gives them, so that one call can take the tensors of a
 whole model. Weights and the activations that they are multiplied with are in the model's dtype, named by a *tag*: a
 NumPy scalar whose type tells the compiler which code to make (NumPy has no bfloat16, so bits go as integers). Results
 are float32.
-
-Every sum of products has one order. Its n products are dealt to 2 vectors of 16 running sums, each added with one
-rounding (fused multiply-add). In float32 and float16, product i goes to sum ``i % 32``; in bfloat16 the products go in
-pairs, the pair i to sum ``i % 32`` with the second of the pair first, because some CPUs have an instruction for that
-(AVX512-BF16; elsewhere two multiply-adds do the same, but for numbers below 1.2e-38, which the instruction takes for
-0). What is left of n after whole rounds goes on in the first vector, 16 sums and (bfloat16) then 8 at a time. Then the
-two vectors are added, then halves of the vector onto halves, and the last ``n % 16`` products follow one by one. The
-intermediate code says just that, and without ``fastmath`` the compiler must keep to it. So the result is the same
-inlined or not, for one row or for several that share the reading of the weights, and on machines whose vectors have
-another length.
-
-Reading ahead by software is worth 20 to 60 % on machines where memory is contended (docs/decisions/kernels.md).
 """
 
 from __future__ import annotations
@@ -25,9 +13,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 Tag = np.uint16 | np.int16 | np.float32
@@ -41,37 +29,23 @@ TAGS: dict[torch.dtype, Tag] = {
 
 F32_TAG = np.float32(0)
 
-_LANES = 16
-_SUMS = 2
-_AHEAD_BYTES = 2048
+# For those who make code (`dots`): LLVM's types, and what this module's functions are made of.
+F32, _F16, _I16, I32, I64 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-class _Bfloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types; and not this one, which only one instruction needs
-    def __str__(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Bfloat)
-
-    def __hash__(self) -> int:
-        return hash(_Bfloat)
+def constant(value: int) -> Any:
+    """An int64."""
+    return ir.Constant(I64, value)
 
 
-_F32, _F16, _I16, _I32, _I64 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_BYTE_POINTER = ir.IntType(8).as_pointer()
-
-
-def _int(value: int) -> Any:
-    return ir.Constant(_I64, value)
-
-
-def _stored(tag: Any) -> tuple[Any, int]:
+def stored(tag: Any) -> tuple[Any, int]:
     """The type of a stored number, and its bytes."""
-    return (_F32, 4) if tag == types.float32 else (_I16, 2)
+    return (F32, 4) if tag == types.float32 else (_I16, 2)
 
 
-def _pointer(builder: Any, tag: Any, address: Any) -> Any:
-    return builder.inttoptr(address, _stored(tag)[0].as_pointer())
+def pointer_to(builder: Any, tag: Any, address: Any) -> Any:
+    """An address as a pointer to stored numbers."""
+    return builder.inttoptr(address, stored(tag)[0].as_pointer())
 
 
 def _like(value: Any, scalar: Any) -> Any:
@@ -79,7 +53,8 @@ def _like(value: Any, scalar: Any) -> Any:
     return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
 
 
-def _fill(type_: Any, number: int) -> Any:
+def fill(type_: Any, number: int) -> Any:
+    """A constant, in every lane if it is a vector."""
     return ir.Constant(type_, [number] * type_.count if isinstance(type_, ir.VectorType) else number)
 
 
@@ -88,9 +63,9 @@ def _widened(builder: Any, tag: Any, bits: Any) -> Any:
     if tag == types.float32:
         return bits
     if tag == types.int16:
-        return builder.fpext(builder.bitcast(bits, _like(bits, _F16)), _like(bits, _F32))
-    wide = builder.zext(bits, _like(bits, _I32))
-    return builder.bitcast(builder.shl(wide, _fill(wide.type, 16)), _like(bits, _F32))
+        return builder.fpext(builder.bitcast(bits, _like(bits, _F16)), _like(bits, F32))
+    wide = builder.zext(bits, _like(bits, I32))
+    return builder.bitcast(builder.shl(wide, fill(wide.type, 16)), _like(bits, F32))
 
 
 def _narrowed(builder: Any, tag: Any, value: Any) -> Any:
@@ -99,235 +74,34 @@ def _narrowed(builder: Any, tag: Any, value: Any) -> Any:
         return value
     if tag == types.int16:
         return builder.bitcast(builder.fptrunc(value, _F16), _I16)
-    bits = builder.bitcast(value, _I32)
-    odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
-    up = builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF)))
+    bits = builder.bitcast(value, I32)
+    odd = builder.and_(builder.lshr(bits, ir.Constant(I32, 16)), ir.Constant(I32, 1))
+    up = builder.add(bits, builder.add(odd, ir.Constant(I32, 0x7FFF)))
     # Not a number stays one: the carry could make an infinity or a zero of it.
     kept = builder.select(builder.fcmp_unordered("uno", value, value), bits, up)
-    return builder.trunc(builder.lshr(kept, ir.Constant(_I32, 16)), _I16)
+    return builder.trunc(builder.lshr(kept, ir.Constant(I32, 16)), _I16)
 
 
-def _load(builder: Any, tag: Any, pointer: Any, at: Any, lanes: int) -> Any:
-    scalar, size = _stored(tag)
+def load_wide(builder: Any, tag: Any, pointer: Any, at: Any, lanes: int) -> Any:
+    """Stored numbers from the one at ``at`` on, as float32."""
+    scalar, size = stored(tag)
     place = builder.gep(pointer, [at])
     if lanes > 1:
         place = builder.bitcast(place, ir.VectorType(scalar, lanes).as_pointer())
     return _widened(builder, tag, builder.load(place, align=size))
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` with one rounding, of numbers or vectors."""
     name = f"llvm.fma.v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "llvm.fma.f32"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
     return builder.call(function, [a, b, c])
 
 
-def _prefetch(builder: Any, pointer: Any) -> None:
-    signature = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _I32, _I32, _I32])
-    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-    arguments = [ir.Constant(_I32, number) for number in (0, 3, 1)]  # to read, keep in all caches, data
-    builder.call(function, [builder.bitcast(pointer, _BYTE_POINTER), *arguments])
-
-
-def _halved_sum(builder: Any, vector: Any) -> Any:
-    count = vector.type.count
-    nothing = ir.Constant(vector.type, ir.Undefined)
-    while count > 1:
-        half = count // 2
-        low, high = (
-            builder.shuffle_vector(
-                vector, nothing, ir.Constant(ir.VectorType(_I32, half), list(range(begin, begin + half)))
-            )
-            for begin in (0, half)
-        )
-        vector, count = builder.fadd(low, high), half
-        nothing = ir.Constant(vector.type, ir.Undefined)
-    return builder.extract_element(vector, ir.Constant(_I32, 0))
-
-
-def _has(feature: str) -> bool:
-    """Whether the CPU that numba compiles for has a feature, by LLVM's name."""
-    asked = config.CPU_FEATURES
-    features = binding.get_host_cpu_features().flatten() if asked is None else asked
-    return f"+{feature}" in features.split(",")
-
-
-class _Sums:
-    """Running sums of one (weight row, activation row) pair."""
-
-    def __init__(self, builder: Any) -> None:
-        vector = ir.VectorType(_F32, _LANES)
-        self.vectors = [cgutils.alloca_once(builder, vector) for _ in range(_SUMS)]
-        for place in self.vectors:
-            builder.store(_fill(vector, 0), place)
-        self.total = cgutils.alloca_once(builder, _F32)
-
-
-def _load_pairs(builder: Any, pointer: Any, at: Any, lanes: int) -> Any:
-    """Pairs of bfloat16 as int32, the second in the high half; 16 of them, the rest zeros where ``lanes`` is less."""
-    place = builder.gep(pointer, [at])
-    pairs = ir.VectorType(_I32, lanes)
-    loaded = builder.load(builder.bitcast(place, pairs.as_pointer()), align=2)
-    if lanes == _LANES:
-        return loaded
-    order = ir.Constant(ir.VectorType(_I32, _LANES), list(range(_LANES)))
-    return builder.shuffle_vector(loaded, _fill(pairs, 0), order)
-
-
-def _add_pairs(builder: Any, w: Any, x: Any, total: Any) -> Any:
-    if _has("avx512bf16"):
-        numbers = ir.VectorType(_Bfloat(), 2 * _LANES)
-        signature = ir.FunctionType(total.type, [total.type, numbers, numbers])
-        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512")
-        return builder.call(function, [total, builder.bitcast(w, numbers), builder.bitcast(x, numbers)])
-    high, up = _fill(w.type, 0xFFFF0000), _fill(w.type, 16)
-    seconds = [builder.bitcast(builder.and_(pairs, high), total.type) for pairs in (w, x)]
-    firsts = [builder.bitcast(builder.shl(pairs, up), total.type) for pairs in (w, x)]
-    return _fma(builder, firsts[0], firsts[1], _fma(builder, seconds[0], seconds[1], total))
-
-
-def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any) -> list[Any]:
-    """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost."""
-    sums = [[_Sums(builder) for _ in x] for _ in w]
-    size, paired = _stored(tag)[1], tag == types.uint16
-    width = 2 * _LANES if paired else _LANES
-
-    def load(row: Any, at: Any, lanes: int) -> Any:
-        return _load_pairs(builder, row, at, lanes) if paired else _load(builder, tag, row, at, lanes)
-
-    def add(at: Any, vector: int, lanes: int = _LANES) -> None:
-        activations = [load(row, at, lanes) for row in x]
-        for weights, row_sums in zip(w, sums, strict=True):
-            loaded = load(weights, at, lanes)
-            for activation, pair in zip(activations, row_sums, strict=True):
-                place = pair.vectors[vector]
-                total = builder.load(place)
-                added = (_add_pairs if paired else _fma)(builder, loaded, activation, total)
-                builder.store(added, place)
-
-    step, one = _int(width * _SUMS), _int(width)
-    whole = builder.mul(builder.udiv(n, step), step)
-    with cgutils.for_range_slice(builder, _int(0), whole, step, _I64) as (at, _):
-        for weights in w:
-            _prefetch(builder, builder.gep(weights, [builder.add(at, _int(_AHEAD_BYTES // size))]))
-            if paired:
-                _prefetch(builder, builder.gep(weights, [builder.add(at, _int(_AHEAD_BYTES // size + width))]))
-        for vector in range(_SUMS):
-            add(builder.add(at, _int(vector * width)), vector)
-    vectors = builder.mul(builder.udiv(n, one), one)
-    with cgutils.for_range_slice(builder, whole, vectors, one, _I64) as (at, _):
-        add(at, 0)
-    if paired:
-        whole, half = vectors, _int(width // 2)
-        vectors = builder.mul(builder.udiv(n, half), half)
-        with cgutils.for_range_slice(builder, whole, vectors, half, _I64) as (at, _):
-            add(at, 0, _LANES // 2)
-    for row_sums in sums:
-        for pair in row_sums:
-            first, second = (builder.load(place) for place in pair.vectors)
-            builder.store(_halved_sum(builder, builder.fadd(first, second)), pair.total)
-    with cgutils.for_range_slice(builder, vectors, n, _int(1), _I64) as (at, _):
-        activations = [_load(builder, tag, row, at, 1) for row in x]
-        for weights, row_sums in zip(w, sums, strict=True):
-            loaded = _load(builder, tag, weights, at, 1)
-            for activation, pair in zip(activations, row_sums, strict=True):
-                builder.store(_fma(builder, loaded, activation, builder.load(pair.total)), pair.total)
-    return [builder.load(pair.total) for row_sums in sums for pair in row_sums]
-
-
-def _rows(builder: Any, tag: Any, address: Any, stride: Any, count: int) -> list[Any]:
-    size = _int(_stored(tag)[1])
-    steps = [builder.mul(builder.mul(stride, size), _int(row)) for row in range(count)]
-    return [_pointer(builder, tag, builder.add(address, step)) for step in steps]
-
-
-def _make_dots(w_rows: int, x_rows: int) -> Any:
-    def dots(_context: Any, tag: Any, *_: Any) -> Any:
-        signature = types.void(tag, *[types.int64] * 8)
-
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            _tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n = arguments
-            w_pointers = _rows(builder, tag, w, w_stride, w_rows)
-            x_pointers = _rows(builder, tag, x, x_stride, x_rows)
-            results = iter(_emit_dots(builder, tag, w_pointers, x_pointers, n))
-            out = _pointer(builder, types.float32, y)
-            for i in range(w_rows):
-                for j in range(x_rows):
-                    place = builder.add(builder.mul(y_w_stride, _int(i)), builder.mul(y_x_stride, _int(j)))
-                    builder.store(next(results), builder.gep(out, [place]))
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    def intrinsic_dots(  # numba wants the arguments by name
-        context: Any, tag: Any, w: Any, ws: Any, x: Any, xs: Any, y: Any, yw: Any, yx: Any, n: Any
-    ) -> Any:
-        return dots(context, tag, w, ws, x, xs, y, yw, yx, n)
-
-    return intrinsic(intrinsic_dots)
-
-
-Dots = Callable[[Tag, int, int, int, int, int, int, int, int], None]
-"""``(tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n)``: rows of n weights at ``w``, rows of n activations
-in the same dtype at ``x``, results to float32 at ``y``; strides in numbers, not bytes."""
-
-dots_1x1: Dots = cast(Dots, _make_dots(1, 1))
-dots_1x2: Dots = cast(Dots, _make_dots(1, 2))
-dots_1x4: Dots = cast(Dots, _make_dots(1, 4))
-dots_2x1: Dots = cast(Dots, _make_dots(2, 1))
-dots_2x2: Dots = cast(Dots, _make_dots(2, 2))
-dots_2x4: Dots = cast(Dots, _make_dots(2, 4))
-
-LONG_VECTORS = _has("avx512f")
-"""Whether a vector of 16 is one register here and there are 32 of them: then more rows are computed at once."""
-
-
-def _dot(_context: Any, tag: Any, w: Any, x: Any, n: Any) -> Any:
-    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        rows = [_pointer(builder, tag, arguments[1])], [_pointer(builder, tag, arguments[2])]
-        return _emit_dots(builder, tag, *rows, arguments[3])[0]
-
-    return types.float32(tag, types.int64, types.int64, types.int64), generate
-
-
-def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: Any, n: Any, on: Any) -> Any:
-    def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        _tag, w, w_stride, x, y, rows, n, on = arguments
-        weights, factors, out = (
-            _pointer(builder, kind, at) for kind, at in ((tag, w), (types.float32, x), (types.float32, y))
-        )
-
-        def columns(begin: Any, end: Any, lanes: int) -> None:
-            type_ = ir.VectorType(_F32, lanes) if lanes > 1 else _F32
-            total = cgutils.alloca_once(builder, type_)
-            with cgutils.for_range_slice(builder, begin, end, _int(lanes), _I64) as (at, _):
-                target = builder.gep(out, [at])
-                if lanes > 1:
-                    target = builder.bitcast(target, type_.as_pointer())
-                builder.store(_fill(type_, 0), total)
-                with builder.if_then(builder.icmp_signed("!=", on, _int(0))):
-                    builder.store(builder.load(target, align=4), total)
-                with cgutils.for_range(builder, rows) as loop:
-                    place = builder.add(builder.mul(loop.index, w_stride), at)
-                    factor = builder.load(builder.gep(factors, [loop.index]))
-                    if lanes > 1:
-                        one = builder.insert_element(ir.Constant(type_, ir.Undefined), factor, ir.Constant(_I32, 0))
-                        factor = builder.shuffle_vector(one, one, _fill(ir.VectorType(_I32, lanes), 0))
-                    stored = _load(builder, tag, weights, place, lanes)
-                    builder.store(_fma(builder, factor, stored, builder.load(total)), total)
-                builder.store(builder.load(total), target, align=4)
-
-        vectors = builder.mul(builder.udiv(n, _int(_LANES)), _int(_LANES))
-        columns(_int(0), vectors, _LANES)
-        columns(vectors, n, 1)
-        return context.get_dummy_value()
-
-    return types.void(tag, *[types.int64] * 7), generate
-
-
 def _increment(_context: Any, address: Any, at: Any) -> Any:
     def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        place = builder.gep(builder.inttoptr(arguments[0], _I64.as_pointer()), [arguments[1]])
-        builder.store(builder.add(builder.load(place), _int(1)), place)
+        place = builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]])
+        builder.store(builder.add(builder.load(place), constant(1)), place)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
@@ -335,22 +109,22 @@ def _increment(_context: Any, address: Any, at: Any) -> Any:
 
 def _address_at(_context: Any, address: Any, at: Any) -> Any:
     def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        return builder.load(builder.gep(builder.inttoptr(arguments[0], _I64.as_pointer()), [arguments[1]]))
+        return builder.load(builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]]))
 
     return types.int64(types.int64, types.int64), generate
 
 
 def _read(_context: Any, tag: Any, address: Any, at: Any) -> Any:
     def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        return _load(builder, tag, _pointer(builder, tag, arguments[1]), arguments[2], 1)
+        return load_wide(builder, tag, pointer_to(builder, tag, arguments[1]), arguments[2], 1)
 
     return types.float32(tag, types.int64, types.int64), generate
 
 
 def _write(_context: Any, tag: Any, address: Any, at: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        place = builder.gep(_pointer(builder, tag, arguments[1]), [arguments[2]])
-        builder.store(_narrowed(builder, tag, arguments[3]), place, align=_stored(tag)[1])
+        place = builder.gep(pointer_to(builder, tag, arguments[1]), [arguments[2]])
+        builder.store(_narrowed(builder, tag, arguments[3]), place, align=stored(tag)[1])
         return context.get_dummy_value()
 
     return types.void(tag, types.int64, types.int64, types.float32), generate
@@ -365,7 +139,7 @@ def _rounded(_context: Any, tag: Any, value: Any) -> Any:
 
 def _fused(_context: Any, a: Any, b: Any, c: Any) -> Any:
     def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        return _fma(builder, *arguments)
+        return fused(builder, *arguments)
 
     return types.float32(types.float32, types.float32, types.float32), generate
 
@@ -379,13 +153,18 @@ def _out_of_line(_context: Any) -> Any:
 
 
 def _size_of(_context: Any, tag: Any) -> Any:
-    return types.int64(tag), lambda _c, _builder, _s, _arguments: _int(_stored(tag)[1])
+    return types.int64(tag), lambda _c, _builder, _s, _arguments: constant(stored(tag)[1])
+
+
+def _kind_of(_context: Any, tag: Any) -> Any:
+    kind = 1 if tag == types.uint16 else 2 if tag == types.int16 else 3
+    return types.int64(tag), lambda _c, _builder, _s, _arguments: constant(kind)
 
 
 def _two_to(_context: Any, exponent: Any) -> Any:
     def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
-        biased = builder.add(builder.fptosi(arguments[0], _I32), ir.Constant(_I32, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(_I32, 23)), _F32)
+        biased = builder.add(builder.fptosi(arguments[0], I32), ir.Constant(I32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(I32, 23)), F32)
 
     return types.float32(types.float32), generate
 
@@ -402,14 +181,6 @@ rounded = cast(Callable[[Tag, np.float32], np.float32], intrinsic(_rounded))
 fma = cast(Callable[[np.float32, np.float32, np.float32], np.float32], intrinsic(_fused))
 """``a * b + c`` with one rounding."""
 
-dot = cast(Callable[[Tag, int, int, int], np.float32], intrinsic(_dot))
-"""``(tag, w, x, n)``: the sum of products of n numbers at ``w`` with n numbers at ``x``."""
-
-mix = cast(Callable[[Tag, int, int, int, int, int, int, int], None], intrinsic(_mix))
-"""``(tag, w, w_stride, x, y, rows, n, on)``: the sum of ``rows`` rows of n numbers at ``w``, each times its float32 at
-``x``, to n float32 at ``y``; each of the n sums goes row after row, with one rounding a step. It begins with 0, or with
-what is in ``y`` where ``on`` is not 0."""
-
 increment = cast(Callable[[int, int], None], intrinsic(_increment))
 """``(address, i)``: add 1 to the i-th int64."""
 
@@ -422,6 +193,9 @@ that compiling everything takes seconds and not ten."""
 
 size_of = cast(Callable[[Tag], int], intrinsic(_size_of))
 """Bytes of a stored number."""
+
+kind_of = cast(Callable[[Tag], int], intrinsic(_kind_of))
+"""A number for the type of a tag: tags themselves are all 0."""
 
 two_to = cast(Callable[[np.float32], np.float32], intrinsic(_two_to))
 """2 to a whole power between -126 and 127."""

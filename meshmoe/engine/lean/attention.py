@@ -5,24 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from meshmoe.engine.kernels.arithmetic import exp, linear
+from meshmoe.engine.kernels.arithmetic import exp
 from meshmoe.engine.kernels.compiling import jit
-from meshmoe.engine.kernels.primitives import (
-    F32_TAG,
-    Tag,
-    address_at,
-    dot,
-    dots_1x1,
-    dots_2x1,
-    dots_2x2,
-    dots_2x4,
-    mix,
-    out_of_line,
-    read,
-    rounded,
-    size_of,
-    write,
-)
+from meshmoe.engine.kernels.crew import linear
+from meshmoe.engine.kernels.dots import dot, dots_1x1, dots_2x1, dots_2x2, dots_2x4, mix
+from meshmoe.engine.kernels.primitives import F32_TAG, Tag, address_at, out_of_line, read, rounded, size_of, write
 from meshmoe.engine.lean.tables import Layer, Norm, Number, Place, QkNorm, Shape, Token
 
 Ints = NDArray[np.int64]
@@ -85,9 +72,9 @@ def project(tag: Tag, shape: Ints, numbers: Floats, layer: Ints, places: Ints, r
     x, q = places[Place.NORMED], places[Place.QKV]
     k = q + 4 * count * wide
     v = k + 4 * count * narrow
-    linear(tag, layer[Layer.Q], layer[Layer.Q_BIAS], x, q, count, wide, hidden)
-    linear(tag, layer[Layer.K], layer[Layer.K_BIAS], x, k, count, narrow, hidden)
-    linear(tag, layer[Layer.V], layer[Layer.V_BIAS], x, v, count, narrow, hidden)
+    linear(tag, places[Place.DESK], layer[Layer.Q], layer[Layer.Q_BIAS], x, q, count, wide, hidden)
+    linear(tag, places[Place.DESK], layer[Layer.K], layer[Layer.K_BIAS], x, k, count, narrow, hidden)
+    linear(tag, places[Place.DESK], layer[Layer.V], layer[Layer.V_BIAS], x, v, count, narrow, hidden)
     eps, clip = numbers[Number.QK_NORM_EPS], numbers[Number.CLIP_QKV]
     if shape[Shape.QK_NORM] == QkNorm.HEAD:
         for j in range(count * shape[Shape.HEADS]):

@@ -37,7 +37,7 @@ from meshmoe.core.errors import ExpertUnavailableError, PeerError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.compute import Call, CallAbandonedError, Job
 from meshmoe.engine.counts import ActivationCounts
-from meshmoe.engine.kernels.arithmetic import linear
+from meshmoe.engine.kernels.crew import crew_here, linear
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.blocks import BlockPool, Sequence
 from meshmoe.engine.lean.model import ROWS_MAX, SLICE_S, LeanModel, Workspace
@@ -161,13 +161,15 @@ class LeanBatch:
         self._rows, self._away, self.waited_s = rows, [], 0.0
         model, plan = self._model, self._model.plan
         lengths = self._enter(rows)
-        at, last, joining, count = 0, len(plan.layers), False, len(rows)
+        at, last, joining, count, crew = 0, len(plan.layers), False, len(rows), crew_here()
         while at < last:
             self._look()
             snapshot = self._engine.resident.snapshot()
             pausing = not joining and model.layer_s(count) > 2 * SLICE_S
             end = min(last, at + model.layers_a_slice(count))
             began, joined = perf_counter(), joining
+            if crew is not None:
+                crew.rouse()
             reached = self._run(snapshot, at, end, joining, pausing)
             took_s = perf_counter() - began
             joining = reached < 0
@@ -379,7 +381,7 @@ class LeanBatch:
         weight, bias = plan.norm
         bias_at = 0 if bias is None else bias.data_ptr()
         finish(plan.tag, plan.shape, weight.data_ptr(), bias_at, plan.numbers[Number.NORM_EPS], work.places, wanted)
-        x, size = int(work.places[Place.GATHERED]), plan.head.element_size()
+        x, desk, size = int(work.places[Place.GATHERED]), int(work.places[Place.DESK]), plan.head.element_size()
         block = max(1, _HEAD_BLOCK_BYTES // (hidden * size))
         for begin in range(0, vocabulary, block):
             count = min(block, vocabulary - begin)
@@ -388,7 +390,7 @@ class LeanBatch:
                 self._look()
             at = plan.head.data_ptr() + begin * hidden * size
             head_bias = 0 if plan.head_bias is None else plan.head_bias.data_ptr() + begin * size
-            linear(plan.tag, at, head_bias, x, part.data_ptr(), len(wanted), count, hidden)
+            linear(plan.tag, desk, at, head_bias, x, part.data_ptr(), len(wanted), count, hidden)
             if part is not logits:
                 logits[:, begin : begin + count] = part
         return logits

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from meshmoe.engine.cache import CacheTraits
-from meshmoe.engine.kernels.arithmetic import linear
+from meshmoe.engine.kernels.crew import desk_here, linear
 from meshmoe.engine.kernels.expert import expert_call
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.blocks import BlockPool
@@ -88,9 +88,9 @@ class LeanModel:
         )
         compute_resident(plan.tag, plan.shape, layer, places, table[0], table[0], one, 0, 0, 0)
         embed(plan.tag, 0, one[:0], 0, 0)
-        linear(plan.tag, 0, 0, 0, 0, 1, 0, 0)
+        linear(plan.tag, 0, 0, 0, 0, 0, 1, 0, 0)
         finish(plan.tag, plan.shape, 0, 0, plan.numbers[Number.NORM_EPS], places, one[:0])
-        expert_call(plan.tag, 0, 0, 0, 0, 0, 0, 0, 0)
+        expert_call(plan.tag, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
     def _rotate(self, begin: int, long: bool) -> tuple[Tensor, Tensor]:
         like, switch = self.plan.embedding[:1, :1], self.plan.switch_tokens
@@ -161,6 +161,7 @@ class Workspace:
             return
         for place, tensor in self._held.items():
             self.places[place] = tensor.data_ptr()
+        self.places[Place.DESK] = desk_here()
         if rows != self.count:
             self.chosen = np.full((int(layers[:, Layer.MOE].max()) + 1, rows, plan.top_k), -1, np.int64)
             self.count = rows

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from meshmoe.engine.kernels.arithmetic import gate, linear, sigmoid
+from meshmoe.engine.kernels.arithmetic import gate, sigmoid
 from meshmoe.engine.kernels.compiling import jit
+from meshmoe.engine.kernels.crew import linear
+from meshmoe.engine.kernels.dots import dot
 from meshmoe.engine.kernels.expert import expert_rows
-from meshmoe.engine.kernels.primitives import F32_TAG, Tag, dot, increment, read, rounded, size_of, write
+from meshmoe.engine.kernels.primitives import F32_TAG, Tag, increment, read, rounded, size_of, write
 from meshmoe.engine.lean.attention import Floats, Ints, attend, normalise, project, remember
 from meshmoe.engine.lean.routers import route
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
@@ -101,7 +103,17 @@ def _mix_tokens(tag: Tag, shape: Ints, numbers: Floats, layer: Ints, places: Int
     for r in range(count):
         attend(tag, shape, numbers, places, rows, r, at)
     width = shape[Shape.HEADS] * shape[Shape.HEAD_DIM]
-    linear(tag, layer[Layer.O], layer[Layer.O_BIAS], places[Place.ATTENDED], total, count, hidden, width)
+    linear(
+        tag,
+        places[Place.DESK],
+        layer[Layer.O],
+        layer[Layer.O_BIAS],
+        places[Place.ATTENDED],
+        total,
+        count,
+        hidden,
+        width,
+    )
     for i in range(count * hidden):
         write(F32_TAG, x, i, rounded(tag, read(F32_TAG, x, i) + read(F32_TAG, total, i)))
     for r in range(count):
@@ -128,12 +140,13 @@ def compute_resident(
     """
     hidden, top_k, width = shape[Shape.HIDDEN], layer[Layer.TOP_K], layer[Layer.WIDTH]
     normed, outputs, inner = places[Place.NORMED], places[Place.OUTPUTS], places[Place.INNER]
+    desk = places[Place.DESK]
     if rows == 1:
         for i in range(top_k):
             e = chosen[0, i]
             if begin <= e < end and experts[e, 0] != 0:
                 y = outputs + 4 * i * hidden
-                expert_rows(tag, experts[e, 0], experts[e, 1], normed, y, inner, 1, hidden, width)
+                expert_rows(tag, desk, experts[e, 0], experts[e, 1], normed, y, inner, 1, hidden, width)
         return
     # Sort the pairs by expert: first how many each has, then where its first stands, then the pairs.
     pairs = sorting[end + 1 :]
@@ -162,7 +175,9 @@ def compute_resident(
             r = pairs[first + m] // top_k
             for n in range(hidden):
                 write(tag, gathered, m * hidden + n, read(tag, normed, r * hidden + n))
-        expert_rows(tag, experts[e, 0], experts[e, 1], gathered, computed, inner, count, hidden, width)
+        expert_rows(
+            tag, places[Place.DESK], experts[e, 0], experts[e, 1], gathered, computed, inner, count, hidden, width
+        )
         for m in range(count):
             for n in range(hidden):
                 write(F32_TAG, outputs, pairs[first + m] * hidden + n, read(F32_TAG, computed, m * hidden + n))
@@ -208,10 +223,10 @@ def _dense(tag: Tag, hidden: int, layer: Ints, places: Ints, rows: int) -> None:
     width, gates = layer[Layer.DENSE_WIDTH], places[Place.INNER]
     ups = gates + 4 * rows * width
     gated = ups + 4 * rows * width
-    linear(tag, layer[Layer.DENSE_GATE], 0, places[Place.NORMED], gates, rows, width, hidden)
-    linear(tag, layer[Layer.DENSE_UP], 0, places[Place.NORMED], ups, rows, width, hidden)
+    linear(tag, places[Place.DESK], layer[Layer.DENSE_GATE], 0, places[Place.NORMED], gates, rows, width, hidden)
+    linear(tag, places[Place.DESK], layer[Layer.DENSE_UP], 0, places[Place.NORMED], ups, rows, width, hidden)
     gate(tag, gates, ups, gated, rows * width)
-    linear(tag, layer[Layer.DENSE_DOWN], 0, gated, places[Place.COMPUTED], rows, hidden, width)
+    linear(tag, places[Place.DESK], layer[Layer.DENSE_DOWN], 0, gated, places[Place.COMPUTED], rows, hidden, width)
 
 
 @jit

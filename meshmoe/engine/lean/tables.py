@@ -161,3 +161,5 @@ class Place(IntEnum):
     """``[R, H]``, narrow: the rows of one expert."""
     COMPUTED = 15
     """``[R, H]``: what it makes of them."""
+    DESK = 16
+    """No numbers: where the crew of the thread works, 0 where there is none (`kernels.crew`)."""

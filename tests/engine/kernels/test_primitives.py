@@ -1,7 +1,6 @@
-"""Numbers in memory, and the one order of every sum of products."""
+"""Numbers in memory and their rounding, and functions of them."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,50 +12,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @jit
-def one_dot(tag, w, x, y, n):
-    primitives.dots_1x1(tag, w, n, x, n, y, 1, n, n)
-
-
-@jit
 def rounded_all(tag, x, n):
     for i in range(n):
         primitives.write(primitives.F32_TAG, x, i, primitives.rounded(tag, primitives.read(primitives.F32_TAG, x, i)))
-
-
-def fma(a, b, c):
-    # Exact in 64 bits of mantissa but for the rarest of ties, then rounded once.
-    return np.float32(np.longdouble(a) * np.longdouble(b) + np.longdouble(c))
-
-
-def ordered_dot(w, x, paired):
-    """The order of `primitives`, spelled out."""
-    sums, n = np.zeros((2, 16), np.float32), len(w)
-    width = 32 if paired else 16
-    summed = n // 16 * 16
-    for begin in range(0, summed, width):
-        vector = begin // width % 2 if begin < n // (2 * width) * 2 * width else 0
-        for i in range(begin, min(begin + width, summed)):
-            # Of a pair the second comes first.
-            i = i ^ 1 if paired else i
-            place = (vector, (i - begin) // 2 if paired else i - begin)
-            sums[place] = fma(w[i], x[i], sums[place])
-    total = sums[0] + sums[1]
-    while len(total) > 1:
-        total = total[: len(total) // 2] + total[len(total) // 2 :]
-    result = total[0]
-    for i in range(summed, n):
-        result = fma(w[i], x[i], result)
-    return result
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 32, 48, 63, 64, 79, 80, 96, 100, 112, 256])
-def test_a_sum_has_the_order_that_is_written_down(dtype, n):
-    generator = torch.Generator().manual_seed(n)
-    w, x = torch.randn(n, generator=generator).to(dtype), torch.randn(n, generator=generator).to(dtype)
-    y = torch.zeros(1)
-    one_dot(primitives.TAGS[dtype], w.data_ptr(), x.data_ptr(), y.data_ptr(), n)
-    assert y.item() == ordered_dot(w.float().numpy(), x.float().numpy(), dtype is torch.bfloat16)
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40), st.sampled_from(DTYPES))

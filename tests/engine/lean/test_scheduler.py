@@ -11,6 +11,7 @@ import trio
 from meshmoe.core.errors import RequestError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.engine import EngineLimits, open_engine
+from meshmoe.engine.kernels import crew
 from meshmoe.engine.pool import ExpertPool
 from tests.engine.support import Scattered, complete, edge, edge_pool, subset
 
@@ -63,6 +64,15 @@ def test_all_at_once(alone):
     for (ids, _, stats), prompt in zip(found, PROMPTS, strict=True):
         assert stats.decode_steps == len(ids) - 1
         assert stats.prompt_tokens == len(prompt)
+
+
+def test_several_threads_write_the_same_texts(alone, monkeypatch):
+    dtype, expected = alone
+    offered = []
+    leave = crew.Crew.__exit__
+    monkeypatch.setattr(crew.Crew, "__exit__", lambda self, *e: (offered.append(self.offers), leave(self, *e))[1])
+    assert same(together(dtype, EngineLimits(active_max=16, threads=3)), expected)
+    assert offered[0] > 1000
 
 
 def test_in_so_little_room_that_texts_must_give_way(alone):

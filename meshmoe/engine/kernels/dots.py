@@ -1,0 +1,266 @@
+"""Sums of products, whose order is written down.
+
+Every sum of products has one order. Its n products are dealt to 2 vectors of 16 running sums, each added with one
+rounding (fused multiply-add). In float32 and float16, product i goes to sum ``i % 32``; in bfloat16 the products go in
+pairs, the pair i to sum ``i % 32`` with the second of the pair first, because some CPUs have an instruction for that
+(AVX512-BF16; elsewhere two multiply-adds do the same, but for numbers below 1.2e-38, which the instruction takes for
+0). What is left of n after whole rounds goes on in the first vector, 16 sums and (bfloat16) then 8 at a time. Then the
+two vectors are added, then halves of the vector onto halves, and the last ``n % 16`` products follow one by one. The
+intermediate code says just that, and without ``fastmath`` the compiler must keep to it. So the result is the same
+inlined or not, for one row or for several that share the reading of the weights, and on machines whose vectors have
+another length.
+
+Reading ahead by software is worth 20 to 60 % on machines where memory is contended (docs/decisions/kernels.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+from meshmoe.engine.kernels.primitives import (
+    F32,
+    I32,
+    I64,
+    Tag,
+    constant,
+    fill,
+    fused,
+    load_wide,
+    pointer_to,
+    stored,
+)
+
+_LANES = 16
+_SUMS = 2
+_AHEAD_BYTES = 2048
+_BYTE_POINTER = ir.IntType(8).as_pointer()
+
+
+class _Bfloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types; and not this one, which only one instruction needs
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat)
+
+
+def _prefetch(builder: Any, pointer: Any) -> None:
+    signature = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    arguments = [ir.Constant(I32, number) for number in (0, 3, 1)]  # to read, keep in all caches, data
+    builder.call(function, [builder.bitcast(pointer, _BYTE_POINTER), *arguments])
+
+
+def _halved_sum(builder: Any, vector: Any) -> Any:
+    count = vector.type.count
+    nothing = ir.Constant(vector.type, ir.Undefined)
+    while count > 1:
+        half = count // 2
+        low, high = (
+            builder.shuffle_vector(
+                vector, nothing, ir.Constant(ir.VectorType(I32, half), list(range(begin, begin + half)))
+            )
+            for begin in (0, half)
+        )
+        vector, count = builder.fadd(low, high), half
+        nothing = ir.Constant(vector.type, ir.Undefined)
+    return builder.extract_element(vector, ir.Constant(I32, 0))
+
+
+def _has(feature: str) -> bool:
+    """Whether the CPU that numba compiles for has a feature, by LLVM's name."""
+    asked = config.CPU_FEATURES
+    features = binding.get_host_cpu_features().flatten() if asked is None else asked
+    return f"+{feature}" in features.split(",")
+
+
+class _Sums:
+    """Running sums of one (weight row, activation row) pair."""
+
+    def __init__(self, builder: Any) -> None:
+        vector = ir.VectorType(F32, _LANES)
+        self.vectors = [cgutils.alloca_once(builder, vector) for _ in range(_SUMS)]
+        for place in self.vectors:
+            builder.store(fill(vector, 0), place)
+        self.total = cgutils.alloca_once(builder, F32)
+
+
+def _load_pairs(builder: Any, pointer: Any, at: Any, lanes: int) -> Any:
+    """Pairs of bfloat16 as int32, the second in the high half; 16 of them, the rest zeros where ``lanes`` is less."""
+    place = builder.gep(pointer, [at])
+    pairs = ir.VectorType(I32, lanes)
+    loaded = builder.load(builder.bitcast(place, pairs.as_pointer()), align=2)
+    if lanes == _LANES:
+        return loaded
+    order = ir.Constant(ir.VectorType(I32, _LANES), list(range(_LANES)))
+    return builder.shuffle_vector(loaded, fill(pairs, 0), order)
+
+
+def _add_pairs(builder: Any, w: Any, x: Any, total: Any) -> Any:
+    if _has("avx512bf16"):
+        numbers = ir.VectorType(_Bfloat(), 2 * _LANES)
+        signature = ir.FunctionType(total.type, [total.type, numbers, numbers])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512")
+        return builder.call(function, [total, builder.bitcast(w, numbers), builder.bitcast(x, numbers)])
+    high, up = fill(w.type, 0xFFFF0000), fill(w.type, 16)
+    seconds = [builder.bitcast(builder.and_(pairs, high), total.type) for pairs in (w, x)]
+    firsts = [builder.bitcast(builder.shl(pairs, up), total.type) for pairs in (w, x)]
+    return fused(builder, firsts[0], firsts[1], fused(builder, seconds[0], seconds[1], total))
+
+
+def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any) -> list[Any]:
+    """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost."""
+    sums = [[_Sums(builder) for _ in x] for _ in w]
+    size, paired = stored(tag)[1], tag == types.uint16
+    width = 2 * _LANES if paired else _LANES
+
+    def load(row: Any, at: Any, lanes: int) -> Any:
+        return _load_pairs(builder, row, at, lanes) if paired else load_wide(builder, tag, row, at, lanes)
+
+    def add(at: Any, vector: int, lanes: int = _LANES) -> None:
+        activations = [load(row, at, lanes) for row in x]
+        for weights, row_sums in zip(w, sums, strict=True):
+            loaded = load(weights, at, lanes)
+            for activation, pair in zip(activations, row_sums, strict=True):
+                place = pair.vectors[vector]
+                total = builder.load(place)
+                added = (_add_pairs if paired else fused)(builder, loaded, activation, total)
+                builder.store(added, place)
+
+    step, one = constant(width * _SUMS), constant(width)
+    whole = builder.mul(builder.udiv(n, step), step)
+    with cgutils.for_range_slice(builder, constant(0), whole, step, I64) as (at, _):
+        for weights in w:
+            _prefetch(builder, builder.gep(weights, [builder.add(at, constant(_AHEAD_BYTES // size))]))
+            if paired:
+                _prefetch(builder, builder.gep(weights, [builder.add(at, constant(_AHEAD_BYTES // size + width))]))
+        for vector in range(_SUMS):
+            add(builder.add(at, constant(vector * width)), vector)
+    vectors = builder.mul(builder.udiv(n, one), one)
+    with cgutils.for_range_slice(builder, whole, vectors, one, I64) as (at, _):
+        add(at, 0)
+    if paired:
+        whole, half = vectors, constant(width // 2)
+        vectors = builder.mul(builder.udiv(n, half), half)
+        with cgutils.for_range_slice(builder, whole, vectors, half, I64) as (at, _):
+            add(at, 0, _LANES // 2)
+    for row_sums in sums:
+        for pair in row_sums:
+            first, second = (builder.load(place) for place in pair.vectors)
+            builder.store(_halved_sum(builder, builder.fadd(first, second)), pair.total)
+    with cgutils.for_range_slice(builder, vectors, n, constant(1), I64) as (at, _):
+        activations = [load_wide(builder, tag, row, at, 1) for row in x]
+        for weights, row_sums in zip(w, sums, strict=True):
+            loaded = load_wide(builder, tag, weights, at, 1)
+            for activation, pair in zip(activations, row_sums, strict=True):
+                builder.store(fused(builder, loaded, activation, builder.load(pair.total)), pair.total)
+    return [builder.load(pair.total) for row_sums in sums for pair in row_sums]
+
+
+def _rows(builder: Any, tag: Any, address: Any, stride: Any, count: int) -> list[Any]:
+    size = constant(stored(tag)[1])
+    steps = [builder.mul(builder.mul(stride, size), constant(row)) for row in range(count)]
+    return [pointer_to(builder, tag, builder.add(address, step)) for step in steps]
+
+
+def _make_dots(w_rows: int, x_rows: int) -> Any:
+    def dots(_context: Any, tag: Any, *_: Any) -> Any:
+        signature = types.void(tag, *[types.int64] * 8)
+
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            _tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n = arguments
+            w_pointers = _rows(builder, tag, w, w_stride, w_rows)
+            x_pointers = _rows(builder, tag, x, x_stride, x_rows)
+            results = iter(_emit_dots(builder, tag, w_pointers, x_pointers, n))
+            out = pointer_to(builder, types.float32, y)
+            for i in range(w_rows):
+                for j in range(x_rows):
+                    place = builder.add(builder.mul(y_w_stride, constant(i)), builder.mul(y_x_stride, constant(j)))
+                    builder.store(next(results), builder.gep(out, [place]))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    def intrinsic_dots(  # numba wants the arguments by name
+        context: Any, tag: Any, w: Any, ws: Any, x: Any, xs: Any, y: Any, yw: Any, yx: Any, n: Any
+    ) -> Any:
+        return dots(context, tag, w, ws, x, xs, y, yw, yx, n)
+
+    return intrinsic(intrinsic_dots)
+
+
+Dots = Callable[[Tag, int, int, int, int, int, int, int, int], None]
+"""``(tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n)``: rows of n weights at ``w``, rows of n activations
+in the same dtype at ``x``, results to float32 at ``y``; strides in numbers, not bytes."""
+
+dots_1x1: Dots = cast(Dots, _make_dots(1, 1))
+dots_1x2: Dots = cast(Dots, _make_dots(1, 2))
+dots_1x4: Dots = cast(Dots, _make_dots(1, 4))
+dots_2x1: Dots = cast(Dots, _make_dots(2, 1))
+dots_2x2: Dots = cast(Dots, _make_dots(2, 2))
+dots_2x4: Dots = cast(Dots, _make_dots(2, 4))
+
+LONG_VECTORS = _has("avx512f")
+"""Whether a vector of 16 is one register here and there are 32 of them: then more rows are computed at once."""
+
+
+def _dot(_context: Any, tag: Any, w: Any, x: Any, n: Any) -> Any:
+    def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        rows = [pointer_to(builder, tag, arguments[1])], [pointer_to(builder, tag, arguments[2])]
+        return _emit_dots(builder, tag, *rows, arguments[3])[0]
+
+    return types.float32(tag, types.int64, types.int64, types.int64), generate
+
+
+def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: Any, n: Any, on: Any) -> Any:
+    def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        _tag, w, w_stride, x, y, rows, n, on = arguments
+        weights, factors, out = (
+            pointer_to(builder, kind, at) for kind, at in ((tag, w), (types.float32, x), (types.float32, y))
+        )
+
+        def columns(begin: Any, end: Any, lanes: int) -> None:
+            type_ = ir.VectorType(F32, lanes) if lanes > 1 else F32
+            total = cgutils.alloca_once(builder, type_)
+            with cgutils.for_range_slice(builder, begin, end, constant(lanes), I64) as (at, _):
+                target = builder.gep(out, [at])
+                if lanes > 1:
+                    target = builder.bitcast(target, type_.as_pointer())
+                builder.store(fill(type_, 0), total)
+                with builder.if_then(builder.icmp_signed("!=", on, constant(0))):
+                    builder.store(builder.load(target, align=4), total)
+                with cgutils.for_range(builder, rows) as loop:
+                    place = builder.add(builder.mul(loop.index, w_stride), at)
+                    factor = builder.load(builder.gep(factors, [loop.index]))
+                    if lanes > 1:
+                        one = builder.insert_element(ir.Constant(type_, ir.Undefined), factor, ir.Constant(I32, 0))
+                        factor = builder.shuffle_vector(one, one, fill(ir.VectorType(I32, lanes), 0))
+                    stored = load_wide(builder, tag, weights, place, lanes)
+                    builder.store(fused(builder, factor, stored, builder.load(total)), total)
+                builder.store(builder.load(total), target, align=4)
+
+        vectors = builder.mul(builder.udiv(n, constant(_LANES)), constant(_LANES))
+        columns(constant(0), vectors, _LANES)
+        columns(vectors, n, 1)
+        return context.get_dummy_value()
+
+    return types.void(tag, *[types.int64] * 7), generate
+
+
+dot = cast(Callable[[Tag, int, int, int], np.float32], intrinsic(_dot))
+"""``(tag, w, x, n)``: the sum of products of n numbers at ``w`` with n numbers at ``x``."""
+
+mix = cast(Callable[[Tag, int, int, int, int, int, int, int], None], intrinsic(_mix))
+"""``(tag, w, w_stride, x, y, rows, n, on)``: the sum of ``rows`` rows of n numbers at ``w``, each times its float32 at
+``x``, to n float32 at ``y``; each of the n sums goes row after row, with one rounding a step. It begins with 0, or with
+what is in ``y`` where ``on`` is not 0."""
