@@ -27,6 +27,7 @@ class GenerationReport(msgspec.Struct, kw_only=True):
     accepted_tokens: int
     acceptance: float | None
     tokens_per_pass: float
+    drafted_per_pass: float = 0.0
     decode_rounds: int
     prefill_rounds: int
     rounds_per_token: float
@@ -61,6 +62,7 @@ def report(choices: Sequence[GenerationStats]) -> GenerationReport:
         accepted_tokens=total.accepted_tokens,
         acceptance=None if total.acceptance is None else round(total.acceptance, 4),
         tokens_per_pass=round(total.tokens_per_pass, 4),
+        drafted_per_pass=round(total.drafted_tokens / total.decode_steps, 4) if total.decode_steps else 0.0,
         decode_rounds=total.decode_rounds,
         prefill_rounds=total.prefill_rounds,
         rounds_per_token=round(total.rounds_per_token, 4),

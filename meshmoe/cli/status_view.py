@@ -119,9 +119,12 @@ def _serving(serving: ServingStatus) -> Iterator[Text]:
 
 
 def _drafts(serving: ServingStatus) -> str:
-    if serving.acceptance is None or serving.tokens_per_pass is None:
+    if serving.acceptance is None or serving.tokens_per_pass is None or serving.drafted_per_pass is None:
         return ""
-    return f"{serving.tokens_per_pass:.2f} tokens a pass ({serving.acceptance:.0%} of drafts right), "
+    return (
+        f"{serving.tokens_per_pass:.2f} tokens a pass ({serving.acceptance:.0%} of {serving.drafted_per_pass:.1f} "
+        "drafts right), "
+    )
 
 
 def _latency(latency: LatencyStatus) -> Iterator[Text]:

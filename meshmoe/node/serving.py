@@ -110,6 +110,7 @@ class Serving:
             hit_ratio=sum(s.expert_calls_local for s in recent) / calls if calls else None,
             rounds_per_token=sum(s.decode_rounds for s in recent) / told if told else None,
             tokens_per_pass=told / passes if passes else None,
+            drafted_per_pass=drafted / passes if passes else None,
             acceptance=sum(s.accepted_tokens for s in recent) / drafted if drafted else None,
             expert_calls_served=calls_served,
             calls_recent=times.calls,

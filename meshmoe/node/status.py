@@ -139,6 +139,7 @@ class ServingStatus(msgspec.Struct, kw_only=True):
         hit_ratio: Share of expert calls served locally; None before the first.
         rounds_per_token: Rounds a decoded token; None before the first.
         tokens_per_pass: Tokens that a decode pass told; more than 1 where drafts were right; None before the first.
+        drafted_per_pass: Tokens guessed for a decode pass, on average: K; None before the first.
         acceptance: Share of drafted tokens that were right; None where none was drafted.
         expert_calls_served: (token, expert) pairs computed here for other nodes.
         calls_recent: Decode calls to peers that were answered in the last 10 s.
@@ -163,6 +164,7 @@ class ServingStatus(msgspec.Struct, kw_only=True):
     hit_ratio: float | None = None
     rounds_per_token: float | None = None
     tokens_per_pass: float | None = None
+    drafted_per_pass: float | None = None
     acceptance: float | None = None
     expert_calls_served: int = 0
     calls_recent: int = 0

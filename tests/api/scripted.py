@@ -174,6 +174,9 @@ class ScriptedService:
                 ready=self.not_ready is None,
                 reason=str(self.not_ready or ""),
                 active=self.active,
+                tokens_per_pass=2.5,
+                drafted_per_pass=3.75,
+                acceptance=0.4,
                 latency=LatencyStatus(
                     first_token_ms_p50=12.5, first_token_ms_p99=250.0, token_ms_p50=3.25, token_ms_p99=9.5
                 ),

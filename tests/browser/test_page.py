@@ -89,6 +89,8 @@ def test_shows_nodes_links_and_experts(url: str, opened: Opened) -> None:
     expect(page.locator("#nodes")).to_contain_text("500 Mbit/s")
     expect(page.locator("#legend")).to_contain_text("1 have no holder")
     expect(page.locator("#figure-p99")).to_have_text("9.5 ms")
+    expect(page.locator("#figure-pass")).to_have_text("2.50")
+    expect(page.locator("#figure-drafts")).to_have_text("40 % of 3.8 drafts right")
     expect(page.locator("#moving")).to_contain_text("expert 1/2 from b-with-a-longer-name, fetching")
     expect(page.locator("#moved")).to_contain_text("expert 1/1 kept, not given to b-with-a-longer-name: no room")
     expect(page.locator("#moved")).to_contain_text(

@@ -48,6 +48,7 @@ def test_in_a_pipe_everything_is_there(served: Served, invoke: Invoke) -> None:
         "expert 1/3",
         "50%",
         "faults  timeouts 2",
+        "2.50 tokens a pass (40% of 3.8 drafts right), ",
         "first token 12.5 ms (p99 250 ms), each next 3.25 ms (p99 9.5 ms)",
         "expert 1/2",
         "from b-with-a-longer-name",

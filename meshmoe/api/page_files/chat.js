@@ -94,6 +94,8 @@ export class Chat {
 function reportLine(report) {
   return [
     `${report.completion_tokens} tokens`, `${report.tokens_per_s.toFixed(1)} a second`,
-    `${report.rounds_per_token.toFixed(2)} rounds a token`, `hit ratio ${percent(report.hit_ratio)}`,
+    `${report.rounds_per_token.toFixed(2)} rounds a token`,
+    ...(report.acceptance === null ? [] : [`${report.tokens_per_pass.toFixed(2)} tokens a pass`]),
+    `hit ratio ${percent(report.hit_ratio)}`,
   ].join(" · ");
 }

@@ -38,6 +38,10 @@ function show(status) {
   );
   find("figure-speed").textContent = three(serving.tokens_per_s_now);
   find("figure-rounds").textContent = serving.rounds_per_token === null ? "–" : serving.rounds_per_token.toFixed(2);
+  find("figure-pass").textContent = serving.tokens_per_pass === null ? "–" : serving.tokens_per_pass.toFixed(2);
+  find("figure-drafts").textContent = serving.acceptance === null || serving.drafted_per_pass === null
+    ? "no drafts"
+    : `${percent(serving.acceptance)} of ${serving.drafted_per_pass.toFixed(1)} drafts right`;
   find("figure-hit").textContent = serving.hit_ratio === null ? "–" : percent(serving.hit_ratio);
   const p99 = serving.latency.token_ms_p99;
   find("figure-p99").textContent = p99 === null ? "–" : duration(p99 / 1000);
