@@ -311,6 +311,14 @@ class ComputeThread:
         finally:
             del result, job
 
+    async def wait_failed(self) -> BaseException:
+        """Wait until the thread has ended by a fault of its own, after which nothing can be computed any more."""
+        await self._stopped.wait()
+        if self._failure is None:
+            await trio.sleep_forever()
+        assert self._failure is not None
+        return self._failure
+
     def attach(self, inlet: Inlet) -> None:
         """Poll ``inlet`` from now on; it must outlive the thread."""
         self._tell(self._hub_attach, inlet)
@@ -410,7 +418,14 @@ class ComputeThread:
                 return
             job._greenlet = greenlet.greenlet(job._body, self._hub)
         self._hub_began = (job.priority, perf_counter())
-        job._greenlet.switch()
+        try:
+            job._greenlet.switch()
+        except MemoryError as error:
+            if job._greenlet:
+                raise  # it had begun: where it stands now nobody can say
+            job.outcome = outcome.Error(error)
+            self._hub_end(job)
+            return
         self._hub_account()
         if job._greenlet.dead:
             self._hub_end(job)

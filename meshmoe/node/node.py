@@ -28,6 +28,7 @@ from meshmoe.core.links import LinkShape
 from meshmoe.core.units import format_size
 from meshmoe.custody import DEFAULT as CUSTODY
 from meshmoe.custody import CustodyMachine, Life
+from meshmoe.engine.compute import ComputeError
 from meshmoe.engine.engine import Engine, EngineLimits, open_engine
 from meshmoe.engine.model import MoeModel, load_moe_model
 from meshmoe.engine.pool import ExpertPool, PoolChange
@@ -172,6 +173,7 @@ class Node:
                 nursery.start_soon(self.serving.keep_history)
                 nursery.start_soon(parts.placement.run)
                 nursery.start_soon(self._measure_experts, parts, engine)
+                nursery.start_soon(self._mind_compute, engine)
                 nursery.start_soon(self._greet_again, parts, self.model_source.manifest.model_digest)
                 await self._stop.wait()
                 await self.before_stop()  # clients of open streams are told before the engine goes away under them
@@ -394,6 +396,12 @@ class Node:
         load = Load(pool.free_bytes, pool.used_bytes, queue_calls=queue, queue_us=queue_us)
         parts.gossip.publish(info, load, *([links] if links is not None else []))
         parts.gossip.publish_holdings(pool.experts())
+
+    async def _mind_compute(self, engine: Engine) -> None:
+        """A node that cannot compute must not go on promising experts: it ends, and the others take over."""
+        error = await engine.compute.wait_failed()
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        self.stop(ComputeError(f"this node cannot compute any more ({what}): start it again"))
 
     async def _measure_experts(self, parts: Parts, engine: Engine) -> None:
         """Once, as soon as there is an expert."""

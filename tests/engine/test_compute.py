@@ -340,9 +340,37 @@ def test_stopping_unwinds_what_still_runs():
     assert len(outcomes) == 1
 
 
+def test_a_job_that_gets_no_memory_to_begin_with_fails_alone(monkeypatch):
+    class NoMemory:
+        dead = False
+
+        def __init__(self, *_arguments):
+            pass
+
+        def __bool__(self):
+            return False
+
+        def switch(self):
+            raise MemoryError
+
+    async def main():
+        async with open_compute(threads=1, jobs_max=5) as compute:
+            with monkeypatch.context() as patched:
+                patched.setattr("meshmoe.engine.compute.greenlet.greenlet", NoMemory)
+                with pytest.raises(MemoryError):
+                    await compute.run(Priority.DECODE, lambda job: 1)
+            assert await compute.run(Priority.DECODE, lambda job: 2) == 2
+            assert compute.live == 0
+
+    trio.run(main)
+
+
 def test_a_fault_of_the_thread_itself_reaches_everyone(monkeypatch, caplog):
     async def main():
         async with open_compute(threads=1, jobs_max=5) as compute, trio.open_nursery() as nursery:
+            with trio.move_on_after(0.1) as waited:
+                await compute.wait_failed()
+            assert waited.cancelled_caught, "nothing has failed yet"
 
             async def ask():
                 with pytest.raises(ComputeError):
@@ -355,6 +383,7 @@ def test_a_fault_of_the_thread_itself_reaches_everyone(monkeypatch, caplog):
                 asking.start_soon(ask)
             with pytest.raises(ComputeError):
                 await compute.run(Priority.DECODE, lambda job: 1)
+            assert isinstance(await compute.wait_failed(), ZeroDivisionError)
             nursery.cancel_scope.cancel()
 
     trio.run(main)

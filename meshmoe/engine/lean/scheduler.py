@@ -79,6 +79,8 @@ class Scheduler:
         self._lanes = [_Lane() for _ in range(LANES)]
         self._arrivals: deque[Member] = deque()
         self._members: list[Member] = []
+        self._failed: list[Member] = []
+        """Have heard of a failure, and wait until no lane can touch them any more."""
         """In the order in which they arrived."""
         self._serving = 0
         self._writing_s = READ_BESIDE_S
@@ -128,18 +130,23 @@ class Scheduler:
         try:
             while self._arrivals or self._members:
                 await self._compute.run(Priority.DECODE, self._run, lane, nursery=self._nursery)
-        except Exception as error:
-            if not isinstance(error, OverloadedError):
+        except Exception as found:
+            error = found
+            if isinstance(error, MemoryError):
+                error = OverloadedError("this box has no memory left for another computation: come back later")
+            elif not isinstance(error, OverloadedError):
                 _log.exception("the scheduler failed")
             for member in (*self._members, *self._arrivals):
                 member.failure = member.failure or error
+                self._failed.append(member)
             self._members.clear()
             self._arrivals.clear()
         finally:
             lane.running = False
             if not any(other.running for other in self._lanes):
-                for member in (*self._members, *self._arrivals):
+                for member in (*self._members, *self._arrivals, *self._failed):
                     member.done.set()
+                self._failed.clear()
 
     def _ring(self) -> None:
         for lane in self._lanes:
