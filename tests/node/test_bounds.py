@@ -94,7 +94,7 @@ def test_a_state_directory_that_cannot_be_written_to(tmp_path, model):
             state.mkdir(parents=True)
             node.prefix = with_read_only(state)
             node.start()
-            assert await node.wait(60) == 2
+            assert await node.wait(120) == 2
             assert "the key of this node cannot be kept" in node.last_words()
             assert "Read-only file system: give another directory with --state" in node.last_words()
 
