@@ -2,7 +2,7 @@
 
 Every expert that this node computes goes through `compute`, for its own requests and for peers, in prompts and in
 decode steps. So two nodes with the same software compute an expert with the same kernel, whoever asks. A row's bits in
-the compiled kernel depend neither on its neighbours nor on the CPU (see `primitives`); torch's, for the families that
+the compiled kernel depend neither on its neighbours nor on the CPU (see `dots`); torch's, for the families that
 are left to it, depend on both.
 """
 

@@ -5,7 +5,7 @@ those of the functions that it calls. Old code of a callee would then live on in
 a mesh. So the directory's name carries a digest of all kernel sources; another version has another directory.
 
 Nothing here may use ``fastmath``: it lets the compiler reorder sums, and differently in every place that a function is
-inlined into. Sums are ordered by hand instead (see `primitives`), which makes a kernel's bits the same wherever it is
+inlined into. Sums are ordered by hand instead (see `dots`), which makes a kernel's bits the same wherever it is
 called from, for any number of rows beside a row, and on any CPU.
 """
 

@@ -11,7 +11,7 @@ for a while. All meet in a few numbers of shared memory, the *desk*:
   product that the piece belongs to: had the desk changed meanwhile, the ticket would have, too.
 - The pieces done are counted. When all are, the offer is over, and every helper's results are visible.
 
-A column's bits do not depend on who computes it nor on its neighbours (see `primitives`), so they do not depend on the
+A column's bits do not depend on who computes it nor on its neighbours (see `dots`), so they do not depend on the
 number of threads. Small products are not offered: handing them over takes longer than computing them.
 """
 

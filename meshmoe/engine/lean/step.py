@@ -7,7 +7,7 @@ lacks an expert, so that the caller can send for it before `compute_resident`, a
 of the others stand at their places.
 
 Results are rounded to the model's dtype where transformers' eager code rounds them; in between all is float32. Every
-sum of a row has an order of its own (see `kernels.primitives`), so a row's bits are the same in any batch.
+sum of a row has an order of its own (see `kernels.dots`), so a row's bits are the same in any batch.
 """
 
 from __future__ import annotations
