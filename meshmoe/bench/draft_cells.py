@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import thread_time
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,8 +24,9 @@ import trio
 from numpy.typing import NDArray
 from torch import Tensor
 
-from meshmoe.bench.placement import CALL_S, KINDS, Cell, worlds
-from meshmoe.bench.recorded import load_recorded
+from meshmoe.bench.passes import ForDrafts, passes_of
+from meshmoe.bench.placement import CALL_S, EXPERTS, KINDS, PROMPT_TOKENS, READ_BYTES_PER_S, Cell, worlds
+from meshmoe.bench.recorded import Recorded, halves, load_recorded
 from meshmoe.bench_engine.texts import short_prompt
 from meshmoe.bench_engine.turns import Progress
 from meshmoe.core.ids import ExpertId
@@ -37,7 +39,9 @@ from meshmoe.engine.remote import LayerCall
 from meshmoe.engine.request import FinishEvent, GenerationRequest, GenerationStats, SamplingParams, TokenEvent
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.loading import load_expert
-from meshmoe.placement.policies import Negotiated
+from meshmoe.placement.drafted import DraftDemand
+from meshmoe.placement.policies import Policy, all_policies
+from meshmoe.placement.world import World
 
 BEGINNING_TOKENS = 24
 """Drawn at random before each text: greedy texts of a small model soon repeat themselves, which flatters drafts."""
@@ -52,6 +56,7 @@ class DraftCell(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         link: Of `LINK_PRESETS`.
         redundancy: Experts that all nodes have room for, over those of the model.
+        policy: Who says where experts stand.
         mode: How tokens were drafted.
         tokens_per_s: Decoded tokens a reckoned second.
         own_ms: Processor time of a token.
@@ -65,6 +70,7 @@ class DraftCell(msgspec.Struct, frozen=True, kw_only=True):
 
     link: str
     redundancy: float
+    policy: str
     mode: str
     tokens_per_s: float
     own_ms: float
@@ -118,6 +124,7 @@ def measure_draft_cells(
     *,
     links: Sequence[str],
     redundancies: Sequence[float],
+    policies: Sequence[str],
     modes: Sequence[str],
     texts: int,
     tokens: int,
@@ -130,6 +137,7 @@ def measure_draft_cells(
         trace: Recorded routing that placement goes by.
         links: Names of presets.
         redundancies: See `DraftCell`.
+        policies: Names of placement policies.
         modes: As `meshmoe join --drafts` takes them.
         texts: Of each node, besides those that warm it up.
         tokens: Of each text.
@@ -141,7 +149,7 @@ def measure_draft_cells(
     whole = ExpertPool(1 << 50)
     for expert in model.experts:
         whole.add(expert, load_expert(checkpoint, expert, model.dtype))
-    return trio.run(_measure, model, whole, trace, links, redundancies, modes, texts, tokens, progress)
+    return trio.run(_measure, model, whole, trace, links, redundancies, policies, modes, texts, tokens, progress)
 
 
 async def _measure(
@@ -150,6 +158,7 @@ async def _measure(
     trace: str,
     links: Sequence[str],
     redundancies: Sequence[float],
+    policies: Sequence[str],
     modes: Sequence[str],
     texts: int,
     tokens: int,
@@ -161,26 +170,42 @@ async def _measure(
         for redundancy in redundancies:
             for link in links:
                 fit, _ = worlds(recorded, Cell(trace, redundancy, "equal", link))
-                pools = [_pool(whole, held) for held in Negotiated().place(fit)]
-                for mode in modes:
-                    progress(f"redundancy {redundancy:g}, {link}, drafts {mode}")
-                    found.append(await _cell(model, pools, alone, asked, link, redundancy, mode))
+                for policy in _policies(recorded, fit, model, policies):
+                    pools = [_pool(whole, held) for held in policy.place(fit)]
+                    for mode in modes:
+                        progress(f"redundancy {redundancy:g}, {link}, {policy.name}, drafts {mode}")
+                        of = _Cell(link, redundancy, policy.name, mode)
+                        found.append(await _measure_cell(model, pools, alone, asked, of))
     return found
 
 
-async def _cell(
+class _Cell(NamedTuple):
+    link: str
+    redundancy: float
+    policy: str
+    mode: str
+
+
+def _policies(recorded: Recorded, fit: World, model: MoeModel, names: Sequence[str]) -> list[Policy]:
+    """Policies by name; the one for drafts needs to know what passes are like."""
+    generated = [halves(recorded.windows[kind])[0][:, PROMPT_TOKENS:] for kind in KINDS]
+    expert_bytes = generated[0].shape[3] * int(fit.shape.expert_bytes[:, 0].sum())
+    draft_s = (sum(part.nbytes for part in model.trunk.parameters()) + expert_bytes) / READ_BYTES_PER_S
+    demands = [DraftDemand(passes_of(part, EXPERTS), draft_s) for part in generated]
+    return [policy for policy in (*all_policies(), ForDrafts(demands)) if policy.name in names]
+
+
+async def _measure_cell(
     model: MoeModel,
     pools: Sequence[ExpertPool],
     alone: Engine,
     asked: Sequence[Sequence[_Text]],
-    link: str,
-    redundancy: float,
-    mode: str,
+    cell: _Cell,
 ) -> DraftCell:
     total, same, link_s = GenerationStats(), True, 0.0
     for pool, texts in zip(pools, asked, strict=True):
-        far = _Reckoned(alone, LINK_PRESETS[link])
-        limits = EngineLimits(drafts=parse_draft_mode(mode))
+        far = _Reckoned(alone, LINK_PRESETS[cell.link])
+        limits = EngineLimits(drafts=parse_draft_mode(cell.mode))
         async with open_engine(model, pool, far, limits, far.now_s) as engine:
             for number, text in enumerate(texts):
                 before_s = far.decode_s
@@ -191,9 +216,7 @@ async def _cell(
                     link_s += far.decode_s - before_s
     told = total.decode_tokens
     return DraftCell(
-        link=link,
-        redundancy=redundancy,
-        mode=mode,
+        **cell._asdict(),
         tokens_per_s=told / total.decode_s,
         own_ms=1e3 * (total.decode_s - link_s) / told,
         link_ms=1e3 * link_s / told,
@@ -248,32 +271,35 @@ def _pool(whole: ExpertPool, held: NDArray[np.bool_]) -> ExpertPool:
 def draft_cells_table(cells: Sequence[DraftCell]) -> str:
     """The figures as a Markdown table, and one of how ``auto`` does against no drafts and the best other mode."""
     columns = ("tok/s", "times off", "own ms", "link ms", "rounds a token", "tokens a pass", "K", "right", "same text")
-    lines = [f"| redundancy | link | drafts | {' | '.join(columns)} |", "|---" * (3 + len(columns)) + "|"]
+    lines = [f"| redundancy | link | placed by | drafts | {' | '.join(columns)} |", "|---" * (4 + len(columns)) + "|"]
     for c in cells:
-        off = _rate(cells, c, "off")
-        right = "" if c.acceptance is None else f"{c.acceptance:.0%}"
-        lines.append(
-            f"| {c.redundancy:g} | {c.link} | {c.mode} | {c.tokens_per_s:.1f} | {_ratio(c.tokens_per_s, off)} "
-            f"| {c.own_ms:.2f} | {c.link_ms:.2f} | {c.rounds_per_token:.2f} | {c.tokens_per_pass:.2f} "
-            f"| {c.drafted_per_pass:.2f} | {right} | {'yes' if c.same else 'no'} |"
+        figures = (
+            f"{c.tokens_per_s:.1f}",
+            _ratio(c.tokens_per_s, _rate(cells, c, "off")),
+            f"{c.own_ms:.2f} | {c.link_ms:.2f} | {c.rounds_per_token:.2f} | {c.tokens_per_pass:.2f}",
+            f"{c.drafted_per_pass:.2f}",
+            "" if c.acceptance is None else f"{c.acceptance:.0%}",
+            "yes" if c.same else "no",
         )
+        lines.append(f"| {c.redundancy:g} | {c.link} | {c.policy} | {c.mode} | {' | '.join(figures)} |")
     autos = [c for c in cells if c.mode == "auto"]
     if autos:
-        lines += ["", "| redundancy | link | best other | auto / best | auto / off |", "|---|---|---|---|---|"]
+        lines += ["", "| redundancy | link | placed by | best other | auto / best | auto / off |", "|---" * 6 + "|"]
     for auto in autos:
-        others = [c for c in cells if (c.link, c.redundancy) == (auto.link, auto.redundancy) and c is not auto]
+        others = [c for c in cells if _place(c) == _place(auto) and c is not auto]
         if others:
             best = max(others, key=lambda c: c.tokens_per_s)
-            lines.append(
-                f"| {auto.redundancy:g} | {auto.link} | {best.mode} | {_ratio(auto.tokens_per_s, best.tokens_per_s)} "
-                f"| {_ratio(auto.tokens_per_s, _rate(cells, auto, 'off'))} |"
-            )
+            ratios = (_ratio(auto.tokens_per_s, base) for base in (best.tokens_per_s, _rate(cells, auto, "off")))
+            lines.append(f"| {auto.redundancy:g} | {auto.link} | {auto.policy} | {best.mode} | {' | '.join(ratios)} |")
     return "\n".join(lines)
 
 
 def _rate(cells: Sequence[DraftCell], like: DraftCell, mode: str) -> float | None:
-    key = (like.link, like.redundancy, mode)
-    return next((c.tokens_per_s for c in cells if (c.link, c.redundancy, c.mode) == key), None)
+    return next((c.tokens_per_s for c in cells if _place(c) == _place(like) and c.mode == mode), None)
+
+
+def _place(cell: DraftCell) -> tuple[str, float, str]:
+    return cell.link, cell.redundancy, cell.policy
 
 
 def _ratio(rate: float, base: float | None) -> str:

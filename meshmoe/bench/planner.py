@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from meshmoe.bench.passes import ForDrafts, passes_of
 from meshmoe.bench.placement import CALL_S, FLOPS_PER_S, READ_BYTES_PER_S, TOKENS_PER_S
 from meshmoe.bench.recorded import Recorded, halves, trace_of
 from meshmoe.core.config import Profile, Topology, parse_capacity
@@ -14,6 +16,7 @@ from meshmoe.core.errors import ConfigError
 from meshmoe.core.ids import NodeId
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.placement.cost import bill
+from meshmoe.placement.drafted import DraftDemand, draft_bill
 from meshmoe.placement.policies import Policy
 from meshmoe.placement.trace import Trace
 from meshmoe.placement.world import Holders, ModelShape, NodeSpec, World, build_world, graph_of
@@ -27,6 +30,10 @@ class NodeForecast(msgspec.Struct, frozen=True):
         token_ms, token_p99_ms: Time in experts of a generated token.
         prompt_ms: Of a prompt of half a recorded window.
         rounds, hit, token_bytes: Of a generated token.
+        drafts: The best number of drafts a pass; 0 where they do not pay.
+        acceptance: Chance that a draft is right if all before it are.
+        tokens_per_pass: With so many drafts.
+        drafted_rounds, drafted_ms: Of a written token with drafts; drafting included, which is trunk and experts.
         held_bytes, capacity_bytes: Experts in memory, and what it offers.
     """
 
@@ -37,6 +44,11 @@ class NodeForecast(msgspec.Struct, frozen=True):
     rounds: float
     hit: float
     token_bytes: float
+    drafts: float
+    acceptance: float
+    tokens_per_pass: float
+    drafted_rounds: float
+    drafted_ms: float
     held_bytes: int
     capacity_bytes: int
 
@@ -51,7 +63,27 @@ class Forecast(msgspec.Struct, frozen=True):
     rounds: float
     hit: float
     token_bytes: float
+    drafts: float
+    acceptance: float
+    tokens_per_pass: float
+    drafted_rounds: float
+    drafted_ms: float
     nodes: list[NodeForecast]
+
+
+class Worlds(NamedTuple):
+    """What is planned for.
+
+    Attributes:
+        fit: The world to fit on.
+        judge: The world to predict for.
+        fit_drafts, judge_drafts: What each node's passes look like in them.
+    """
+
+    fit: World
+    judge: World
+    fit_drafts: list[DraftDemand]
+    judge_drafts: list[DraftDemand]
 
 
 def model_shape(checkpoint: Checkpoint) -> ModelShape:
@@ -65,8 +97,13 @@ def model_shape(checkpoint: Checkpoint) -> ModelShape:
 
 
 def plan_worlds(
-    topology: Topology, profiles: Mapping[str, Profile], shape: ModelShape, top_k: int | None, recorded: Recorded
-) -> tuple[World, World]:
+    topology: Topology,
+    profiles: Mapping[str, Profile],
+    shape: ModelShape,
+    top_k: int | None,
+    recorded: Recorded,
+    trunk_bytes: int,
+) -> Worlds:
     """The world to fit on, and the world to predict for: the two halves of the recorded windows.
 
     A node is asked for its domain's text, or for all kinds of text if it has none that was recorded.
@@ -86,6 +123,7 @@ def plan_worlds(
     specs: dict[NodeId, NodeSpec] = {}
     fit: list[Trace] = []
     judge: list[Trace] = []
+    drafts: tuple[list[DraftDemand], list[DraftDemand]] = ([], [])
     expert_bytes = int(shape.expert_bytes.max())
     for name, node in topology.nodes.items():
         profile = profiles[node.profile] if node.profile is not None else Profile()
@@ -101,24 +139,29 @@ def plan_worlds(
         kinds = [node.domain] if node.domain in recorded.windows else list(recorded.windows)
         windows = np.concatenate([recorded.windows[kind][: -(-28 // len(kinds))] for kind in kinds if kind is not None])
         windows = windows[np.random.default_rng(0).permutation(len(windows))] if len(kinds) > 1 else windows
-        for half, traces in zip(halves(windows), (fit, judge), strict=True):
+        read_bytes = trunk_bytes + sets.shape[3] * int(shape.expert_bytes.max(axis=1).sum())
+        draft_s = read_bytes / (profile.memory_rate_bytes_per_s or READ_BYTES_PER_S)
+        for half, traces, demands in zip(halves(windows), (fit, judge), drafts, strict=True):
             prompt_tokens = half.shape[1] // 2
+            demands.append(DraftDemand(passes_of(half[:, prompt_tokens:], shape.experts), draft_s))
             traces.append(trace_of(half, shape.experts, prompt_tokens=prompt_tokens, tokens_per_s=TOKENS_PER_S))
     try:
         worlds = [build_world(shape, graph_of(topology), specs, traces) for traces in (fit, judge)]
     except ValueError as error:
         raise ConfigError(f"{topology.name}: {error}") from None
-    return worlds[0], worlds[1]
+    return Worlds(worlds[0], worlds[1], *drafts)
 
 
-def forecast(policies: Iterable[Policy], fit: World, judge: World) -> list[tuple[Forecast, Holders]]:
-    """What each policy would make of the mesh.
+def forecast(policies: Iterable[Policy], worlds: Worlds) -> list[tuple[Forecast, Holders]]:
+    """What each policy would make of the mesh, without drafts and with them; ours last, before it ours for drafts.
 
     Raises:
         ConfigError: The nodes cannot hold the model together.
     """
+    fit, judge = worlds.fit, worlds.judge
+    *others, ours = policies
     result = []
-    for policy in policies:
+    for policy in (*others, ForDrafts(worlds.fit_drafts), ours):
         try:
             holders = policy.place(fit)
         except ValueError as error:
@@ -128,6 +171,7 @@ def forecast(policies: Iterable[Policy], fit: World, judge: World) -> list[tuple
         nodes = []
         for number, (name, trace) in enumerate(zip(judge.nodes, judge.traces, strict=True)):
             decode, prefill = (bill(judge, number, steps, holders) for steps in (trace.decode, trace.prefill))
+            drafted = draft_bill(judge, number, worlds.judge_drafts[number], holders)
             nodes.append(
                 NodeForecast(
                     node=name,
@@ -137,13 +181,19 @@ def forecast(policies: Iterable[Policy], fit: World, judge: World) -> list[tuple
                     rounds=decode.rounds,
                     hit=decode.hit,
                     token_bytes=decode.wire_bytes,
+                    drafts=drafted.length,
+                    acceptance=drafted.chance,
+                    tokens_per_pass=drafted.tokens,
+                    drafted_rounds=drafted.rounds,
+                    drafted_ms=1e3 * drafted.mean_s,
                     held_bytes=int(judge.shape.expert_bytes[holders[number]].sum()),
                     capacity_bytes=judge.specs[number].capacity_bytes,
                 )
             )
         means = {
             key: float(np.mean([getattr(node, key) for node in nodes]))
-            for key in ("token_ms", "token_p99_ms", "prompt_ms", "rounds", "hit", "token_bytes")
+            for key in Forecast.__struct_fields__
+            if key not in ("policy", "nodes")
         }
         result.append((Forecast(policy.name, nodes=nodes, **means), holders))
     return result

@@ -10,6 +10,7 @@ import click
 import msgspec
 import psutil
 
+from meshmoe.core.errors import ConfigError
 from meshmoe.core.links import LINK_PRESETS
 
 # What measures is imported by the commands, because it needs torch, which takes seconds to import.
@@ -148,12 +149,14 @@ def drafts(
 @click.option("--link", "links", multiple=True, type=click.Choice(list(LINK_PRESETS)), help="[default: all]")
 @click.option("--redundancy", "redundancies", multiple=True, type=click.FloatRange(1.0, 3.0), default=(1.2, 1.5))
 @click.option("--drafts", "modes", multiple=True, default=("off", "2", "4", "6", "lookup", "auto"), show_default=True)
+@click.option("--policy", "policies", multiple=True, default=("meshmoe",), show_default=True, help="Of placement.")
 @click.option("--texts", type=click.IntRange(1), default=8, show_default=True, help="Of each of three nodes.")
 @click.option("--tokens", type=click.IntRange(8), default=64, show_default=True, help="Of each text.")
 @_json
 def draft_cells(
     links: tuple[str, ...],
     redundancies: tuple[float, ...],
+    policies: tuple[str, ...],
     modes: tuple[str, ...],
     texts: int,
     tokens: int,
@@ -166,14 +169,20 @@ def draft_cells(
     import torch
 
     from meshmoe.bench.draft_cells import draft_cells_table, measure_draft_cells
+    from meshmoe.bench.passes import ForDrafts
     from meshmoe.model.bundled import bundled_model_dir
+    from meshmoe.placement.policies import all_policies
 
+    known = [*(policy.name for policy in all_policies()), ForDrafts.name]
+    if unknown := sorted(set(policies) - set(known)):
+        raise ConfigError(f"--policy: there is no {unknown[0]}: give one of {', '.join(known)}")
     torch.set_num_threads(1)
     figures = measure_draft_cells(
         bundled_model_dir(),
         "edge-12m",
         links=links or tuple(LINK_PRESETS),
         redundancies=redundancies,
+        policies=policies,
         modes=modes,
         texts=texts,
         tokens=tokens,

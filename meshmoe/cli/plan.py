@@ -41,10 +41,10 @@ def plan(topology: str, model: Path | None, trace: str, as_json: bool, graph: Pa
     profiles = {name: parse_profile(*read_data_file("nodes", name, "profile")) for name in sorted(names)}
     checkpoint = Checkpoint.open(model or bundled_model_dir())
     shape, top_k = model_shape(checkpoint), checkpoint.layout.layers[0].top_k
-    fit, judge = plan_worlds(parsed, profiles, shape, top_k, load_recorded(trace))
-    found = forecast(all_policies(), fit, judge)
+    worlds = plan_worlds(parsed, profiles, shape, top_k, load_recorded(trace), checkpoint.trunk_bytes)
+    found = forecast(all_policies(), worlds)
     if graph is not None:
-        graph.write_text(svg(parsed, judge, found[-1][1]), encoding="utf-8")
+        graph.write_text(svg(parsed, worlds.judge, found[-1][1]), encoding="utf-8")
     if as_json:
         sys.stdout.write(msgspec.json.encode([one for one, _ in found]).decode() + "\n")
     else:
@@ -67,6 +67,7 @@ def _show(name: str, found: list[Forecast]) -> None:
             f"{one.prompt_ms:.1f}",
         )
     console.print(table)
+    _show_drafts(console, found)
     ours = found[-1]
     table = Table(title=f"by node, under {ours.policy}")
     for column in ("node", "ms", "p99 ms", "rounds", "at home", "experts", "capacity"):
@@ -82,3 +83,26 @@ def _show(name: str, found: list[Forecast]) -> None:
             format_size(node.capacity_bytes),
         )
     console.print(table)
+
+
+def _show_drafts(console: Console, found: list[Forecast]) -> None:
+    """The same with drafts, and which placement is best with them and without."""
+    table = Table(title="with drafts: a written token's time in experts and in drafting, mean over nodes")
+    for column in ("policy", "ms", "rounds", "tokens a pass", "K", "right"):
+        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
+    for one in found:
+        table.add_row(
+            one.policy,
+            f"{one.drafted_ms:.2f}",
+            f"{one.drafted_rounds:.2f}",
+            f"{one.tokens_per_pass:.2f}",
+            f"{one.drafts:.1f}",
+            f"{one.acceptance:.0%}",
+        )
+    console.print(table)
+    plain = min(found, key=lambda one: one.token_ms)
+    drafted = min(found, key=lambda one: one.drafted_ms)
+    console.print(
+        f"best without drafts: {plain.policy}, {plain.token_ms:.2f} ms; with drafts: {drafted.policy}, "
+        f"{drafted.drafted_ms:.2f} ms a token ({plain.policy} {plain.drafted_ms:.2f})"
+    )

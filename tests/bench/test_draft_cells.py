@@ -31,8 +31,9 @@ def test_links_are_reckoned_and_texts_compared():
 
 
 def test_the_table_compares_auto_with_the_best_other_mode():
-    common = {"link": "wan", "redundancy": 1.2, "own_ms": 1.0, "link_ms": 1.0, "rounds_per_token": 1.0, "same": True}
+    place = {"link": "wan", "redundancy": 1.2, "policy": "meshmoe", "same": True}
+    common = {**place, "own_ms": 1.0, "link_ms": 1.0, "rounds_per_token": 1.0}
     more = {"tokens_per_pass": 1.0, "drafted_per_pass": 0.0, "acceptance": None}
     rates = {"off": 10.0, "4": 20.0, "auto": 21.0}
     cells = [DraftCell(mode=mode, tokens_per_s=rate, **common, **more) for mode, rate in rates.items()]
-    assert draft_cells_table(cells).splitlines()[-1] == "| 1.2 | wan | 4 | 1.05 | 2.10 |"
+    assert draft_cells_table(cells).splitlines()[-1] == "| 1.2 | wan | meshmoe | 4 | 1.05 | 2.10 |"

@@ -29,9 +29,13 @@ def test_plan_predicts_for_every_policy_and_draws(invoke: Invoke, tmp_path: Path
     result = invoke("plan", str(tmp_path / "two.toml"), "--json", "--graph", str(tmp_path / "out.svg"))
     assert result.exit_code == 0, result.output
     found = {one["policy"]: one for one in json.loads(result.stdout)}
-    assert len(found) == 7
-    ours = found["meshmoe"]
+    assert len(found) == 8
+    ours, drafted = found["meshmoe"], found["for drafts"]
     assert all(ours["token_ms"] <= other["token_ms"] for other in found.values())
+    for one in found.values():
+        assert one["drafted_ms"] <= one["token_ms"] and one["drafted_rounds"] <= one["rounds"]
+        assert one["drafts"] > 0 and one["tokens_per_pass"] > 1 and 0 < one["acceptance"] < 1
+    assert drafted["drafted_ms"] <= ours["drafted_ms"] and drafted["token_ms"] > ours["token_ms"]
     assert 0 < ours["rounds"] <= 8 and 0 < ours["hit"] < 1
     for node in ours["nodes"]:
         assert 0 < node["held_bytes"] <= node["capacity_bytes"]
