@@ -28,8 +28,9 @@ from meshmoe.node.preparing import prepare
 from meshmoe.node.status import ExchangeStatus
 from meshmoe.placement import exchange
 from meshmoe.placement.exchange import EXCHANGE_MESSAGES, Heard, OwnTrace, PlanChanged, SendTo, Wake
-from meshmoe.placement.live import Planner, PlannerEvent, Seen, Settled, Tell
-from meshmoe.placement.live.demand import DemandKeeper, DemandNews, drift
+from meshmoe.placement.live import Learning, Planner, PlannerEvent, Seen, Settled, Tell
+from meshmoe.placement.live.demand import DemandKeeper, DemandNews
+from meshmoe.placement.live.occasion import TOKENS_MIN, Occasion
 from meshmoe.transport.base import Parcel
 from meshmoe.wire.codec import Decoded
 
@@ -46,12 +47,6 @@ OBSERVE_S = 1.0
 
 VIEW_S = 0.25
 """How often the planner hears of a changing view at most."""
-
-TOKENS_MIN = 64
-"""Demand of fewer tokens than this says nothing yet."""
-
-DRIFT_MIN = 0.25
-"""The planner thinks again when so much of the demand has changed: a sample's noise is well below it."""
 
 CALL_S = 150e-6
 """Of a call to a peer beside the link and the computing: messages packed, sent and unpacked at both ends."""
@@ -72,6 +67,7 @@ class PlacementDriver:
         self._woken = trio.Event()
         self._planner: Planner | None = None
         self._demand_told = np.zeros((0, 0))
+        self._occasion, self._learning = Occasion(), False
         self.exchanges: deque[ExchangeStatus] = deque(maxlen=EXCHANGES_KEPT)
         self.on_settled: Callable[[Settled], None] = lambda _: None
         self.take_routed: Callable[[], list[Routed]] = list
@@ -158,15 +154,22 @@ class PlacementDriver:
             for routed in self.take_routed():
                 self.keeper.add(routed.sets, routed.at_s, decode=routed.decode)
                 await trio.lowlevel.checkpoint()
-            if self.keeper.tokens >= TOKENS_MIN:
-                if self.keeper.forget_old_use(time.monotonic()):
-                    logger.info("this node is used for something else now: what came before does not count any more")
-                trace = self.keeper.trace(time.monotonic())
-                demand = trace.demand(self._expert_bytes.shape[1])
+            now, keeper, occasion = time.monotonic(), self.keeper, self._occasion
+            if keeper.forget_old_use(now):
+                logger.info("this node is used for something else now: what came before does not count any more")
+                occasion.use_changed()
+            trace = keeper.trace(now)
+            demand = trace.demand(self._expert_bytes.shape[1])
+            if keeper.tokens >= TOKENS_MIN:
                 self._gossip.publish(*self._news.of(demand))
-                if drift(self._demand_told, demand) > DRIFT_MIN:
-                    self._demand_told = demand
-                    self._feed(OwnTrace(trace))
+            thinks = occasion.is_now(keeper.sample, demand, now, changing=keeper.changing)
+            learning = keeper.changing or occasion.is_near(now)
+            if learning != self._learning:
+                self._learning = learning
+                self._feed(Learning(learning))
+            if thinks:
+                self._demand_told = demand
+                self._feed(OwnTrace(trace))
 
     async def _follow_view(self) -> None:
         seen = -1

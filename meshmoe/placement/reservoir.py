@@ -22,6 +22,9 @@ from meshmoe.placement.trace import Floats
 
 Item = TypeVar("Item")
 
+SEEN_S_MIN = 1.0
+"""A stream counts as seen for so long at least: the first items of one say nothing of its rate."""
+
 
 class Reservoir(Generic[Item]):
     """Keeps at most so many items, recent ones rather than old ones."""
@@ -33,7 +36,7 @@ class Reservoir(Generic[Item]):
             capacity: Items kept.
             half_life_s: An item's weight halves in this time.
             rng: Decides what is kept.
-            now: Monotonic seconds.
+            now: Monotonic seconds; rates are those since the first item.
         """
         if capacity < 1 or half_life_s <= 0:
             raise ValueError("a reservoir needs room and a half-life")
@@ -50,6 +53,8 @@ class Reservoir(Generic[Item]):
 
     def add(self, item: Item, now: float) -> None:
         """Take in an item; another one, or this one, is dropped when there is no room."""
+        if not self._arrived:
+            self._started = now  # what came before was no stream: rates would be too low for a half-life
         log_priority = self._decay * (now - self._started) - math.log(1.0 - self._rng.random())
         self._arrived += 1
         entry = (log_priority, self._arrived, now, item)
@@ -82,6 +87,6 @@ class Reservoir(Generic[Item]):
         log_weights = np.maximum(self._decay * (arrivals - self._started), self._log_threshold)
         log_weights -= self._decay * (now - self._started)
         # A mesh that has run for less than a few half-lives has not seen all the weight it will see.
-        seen = -math.expm1(-self._decay * max(now - self._started, 1e-9))
+        seen = -math.expm1(-self._decay * max(now - self._started, SEEN_S_MIN))
         rates: Floats = np.exp(log_weights) * self._decay / seen
         return rates

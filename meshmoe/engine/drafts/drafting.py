@@ -159,11 +159,14 @@ class Drafting:
             drafts = [_Draft([]) for _ in asked]  # there may be room without them
             logits = self._read(batch, asked, drafts)
         chosen, at = [], 0
+        used: list[int] = []
         for one, length, draft in zip(asked, before, drafts, strict=True):
             found = self._accept(one, draft.tokens, logits[at : at + len(draft.tokens) + 1])
             one.sequence.truncate(length + len(found))
             chosen.append(found)
+            used += range(at, at + len(found))
             at += len(draft.tokens) + 1
+        batch.note_demand(used, decode=True)  # drafts that were wrong are no demand: experts would move for them
         for one, plan, draft, found in zip(asked, plans, drafts, chosen, strict=True):
             self._learn(one, plan, draft, [choice.token_id for choice in found])
         return chosen

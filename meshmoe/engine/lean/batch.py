@@ -360,16 +360,16 @@ class LeanBatch:
         for stats, calls in self._away:
             stats.expert_calls_local -= calls
             stats.expert_calls_remote += calls
-        sets, log = self._work.chosen.transpose(1, 0, 2), self._engine.counts.log
-        steps = [at for at, row in enumerate(rows) if row.decode and not row.local]
-        if steps:
-            log.add(sets[steps], decode=True)
         chunks: dict[Sequence, list[int]] = {}
         for at, row in enumerate(rows):
             if not row.decode and not row.local:
                 chunks.setdefault(row.sequence, []).append(at)
         for chunk in chunks.values():
-            log.add(sets[chunk], decode=False)
+            self.note_demand(chunk, decode=False)
+
+    def note_demand(self, rows: list[int], *, decode: bool) -> None:
+        """Log where rows of the last forward were routed: this node's demand, if somebody had a use for them."""
+        self._engine.counts.log.add(self._work.chosen.transpose(1, 0, 2)[rows], decode=decode)
 
     def _logits(self, rows: Rows[Row]) -> Tensor:
         plan, work = self._model.plan, self._work

@@ -25,8 +25,17 @@ CHANGED_MIN = 0.4
 """Total variation between two parts of a sample that means another use. Of the bundled model's recorded routing, 512
 tokens of two domains differ by 0.35 to 0.8, and of one domain by 0.03 to 0.36: its documents differ, too."""
 
-RECENT_MIN = 256
-"""Tokens that either part must have to be compared."""
+BEFORE_MIN = 256
+"""Tokens that the former part must have to be compared."""
+
+AFTER_MIN = 512
+"""Tokens that the latter part must have before the former is forgotten: the next plan is made from them alone."""
+
+CHANGING_MIN = 64
+"""So many tokens of another use are a reason to wait for what comes of it."""
+
+LOOK_S = 2.0
+"""How often the sample is searched at most."""
 
 BLOCK = 32
 """The place is looked for in steps of so many tokens."""
@@ -72,6 +81,8 @@ class DemandKeeper:
         self._prefill: Reservoir[_Chunk] = Reservoir(CHUNKS_KEPT, half_life_s, rng, now)
         self.tokens = 0
         """Of both kinds, since the start."""
+        self.changing = False
+        """Whether use seems to be changing just now."""
 
     def add(self, sets: NDArray[np.int16], at_s: float, *, decode: bool) -> None:
         """Take in a forward pass: ``[tokens, layers, k]``, -1 where a token called no expert."""
@@ -86,15 +97,24 @@ class DemandKeeper:
 
     def forget_old_use(self, now: float) -> bool:
         """Forget what came before a change of use, if there was one; returns whether there was."""
-        if now - self._looked_s < self._half_life_s / 16:
+        if now - self._looked_s < min(LOOK_S, self._half_life_s / 16):
             return False
         self._looked_s = now
         sets, arrivals = self._decode.items(), self._decode.arrivals()
-        latest = bisect.bisect_right(arrivals, now - self._half_life_s / 4)
+        split = self._split(sets)
+        since_s = now - arrivals[split] if split else 0.0
+        lasts = split > 0 and len(sets) - split >= AFTER_MIN and since_s >= self._half_life_s / 4
+        self.changing = split > 0 and not lasts and since_s < self._half_life_s
+        if lasts:
+            self._decode, self._prefill = self._decode.since(arrivals[split]), self._prefill.since(arrivals[split])
+        return lasts
+
+    def _split(self, sets: list[NDArray[np.int16]]) -> int:
+        """Where the sample falls into two parts of different use; 0 if it does not."""
         blocks = [self._counts(sets[at : at + BLOCK]) for at in range(0, len(sets), BLOCK)]
         until = np.cumsum(blocks, axis=0) if blocks else np.zeros((0, 1, 1))
         best, split = 0.0, 0
-        for block in range(RECENT_MIN // BLOCK, min(latest, len(sets) - RECENT_MIN) // BLOCK + 1):
+        for block in range(BEFORE_MIN // BLOCK, (len(sets) - CHANGING_MIN) // BLOCK + 1):
             before, after = until[block - 1], until[-1] - until[block - 1]
             tokens = block * BLOCK, len(sets) - block * BLOCK
             variation = float(np.abs(_shares(before) - _shares(after)).sum(axis=1).mean()) / 2
@@ -102,10 +122,7 @@ class DemandKeeper:
             score = variation * math.sqrt(tokens[0] * tokens[1] / len(sets))
             if variation >= CHANGED_MIN and score > best:
                 best, split = score, block * BLOCK
-        if not split:
-            return False
-        self._decode, self._prefill = self._decode.since(arrivals[split]), self._prefill.since(arrivals[split])
-        return True
+        return split
 
     def _counts(self, sets: list[NDArray[np.int16]]) -> Floats:
         """Calls of ``[layers, experts]`` in some steps."""
@@ -123,6 +140,11 @@ class DemandKeeper:
         if not whole:
             return np.zeros((0, tokens, self._layers, 1), np.int16)
         return np.stack(kept[len(kept) - whole * tokens :]).reshape(whole, tokens, *kept[0].shape)
+
+    @property
+    def sample(self) -> int:
+        """Decode steps in the sample; where there are none, the tokens of prompts that have come."""
+        return len(self._decode) or self.tokens
 
     @property
     def calls_a_token(self) -> float:
@@ -192,8 +214,3 @@ class DemandNews:
             self._next = (layer + 1) % layers
         return tuple(Demand(layer, now[layer].astype(np.uint8).tobytes().rstrip(b"\0")) for layer in news)
 
-
-def drift(before: Floats, after: Floats) -> float:
-    """How different two demands are: 0 if they are the same, 1 if they have nothing in common."""
-    larger = float(np.maximum(before, after).sum())
-    return float(np.abs(before - after).sum()) / larger if larger else 0.0

@@ -24,6 +24,13 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """Whether this node is about to think otherwise, since its use begins or changes: weights should wait for that."""
+
+    on: bool
+
+
+@dataclass(frozen=True)
 class Tell:
     """Gossip these values."""
 
@@ -43,5 +50,5 @@ class Settled:
     holders: Mapping[ExpertId, tuple[NodeId, ...]]
 
 
-PlannerEvent = Seen | OwnTrace | Heard | Wake
+PlannerEvent = Seen | Learning | OwnTrace | Heard | Wake
 PlannerEffect = SendTo | PlanChanged | Tell | Settled

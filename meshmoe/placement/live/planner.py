@@ -12,7 +12,8 @@ own it for longer than the grace, all but the one with the smallest name disown 
 joining, dying, and two halves of a mesh that meet again. These are plans: custody looks after the weights meanwhile.
 
 *Coming to rest.* When every expert has one owner and nobody knows of an exchange that would gain, for a while, weights
-should move: `Settled`.
+should move: `Settled`. A node that is about to think otherwise, because its use begins or changes just now, does not
+rest: else weights would move for each node that has noticed a change that all see.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from meshmoe.placement.exchange import (
     Wake,
 )
 from meshmoe.placement.live.config import LiveConfig
-from meshmoe.placement.live.events import PlannerEffect, PlannerEvent, Seen, Settled, Tell
+from meshmoe.placement.live.events import Learning, PlannerEffect, PlannerEvent, Seen, Settled, Tell
 from meshmoe.placement.live.plans import PlanNews, PlanReader
 from meshmoe.placement.seed import missing_owners
 from meshmoe.placement.table import Mask
@@ -85,6 +86,7 @@ class Planner:
         """When the plans first became other than what weights follow."""
         self._followed: tuple[tuple[NodeId, int], ...] = ()
         self.machine: ExchangeMachine | None = None
+        self._learning = False
         self.may_wake = True
         """Whether the runtime is prepared for decisions."""
         self.wants_to_wake = False
@@ -122,6 +124,8 @@ class Planner:
                 self._peers = self._reader.read(event.nodes)
             case OwnTrace():
                 self._trace = event.trace
+            case Learning():
+                self._learning = event.on
             case Heard() | Wake():
                 pass
         if self.machine is None:
@@ -133,11 +137,11 @@ class Planner:
         assert machine is not None
         if isinstance(event, Seen):
             out += machine.handle(PeersChanged(self._peers, self._links()), now)
-        else:
+        elif not isinstance(event, Learning):
             out += machine.handle(event, now)
         self._look_after_owners(machine, now, out)
         self._settle(machine, now, out)
-        news = self._news.of(machine.plan, quiet=machine.quiet and self._covered())
+        news = self._news.of(machine.plan, quiet=self._is_quiet(machine) and self._covered())
         if news:
             out.append(Tell(news))
         self._look_s = now + LOOK_S
@@ -238,12 +242,15 @@ class Planner:
             self._rest_since_s = np.inf
             return
         stamps = [view.stamp for view in self._seen.nodes.values() if view.stamp is not None]
-        quiet = machine.quiet and all(stamp.quiet for stamp in stamps)
+        quiet = self._is_quiet(machine) and all(stamp.quiet for stamp in stamps)
         self._rest_since_s = min(self._rest_since_s, now) if quiet else np.inf
         rested = now - self._rest_since_s >= self._config.settle_s
         if machine.idle and (rested or now - self._changed_s >= self._config.patience_s):
             self._followed, self._changed_s, self._rest_since_s = plans, np.inf, np.inf
             out.append(Settled(self._wants(machine), self._holders(machine)))
+
+    def _is_quiet(self, machine: ExchangeMachine) -> bool:
+        return machine.quiet and not self._learning
 
     def _wants(self, machine: ExchangeMachine) -> tuple[ExpertId, ...]:
         plan = machine.plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -145,6 +146,22 @@ def test_the_text_is_the_one_without_drafts(plain, mode, together):
         assert sum(s.drafted_tokens for s in stats) > 0
         assert sum(s.accepted_tokens for s in stats) > 0
         assert sum(s.decode_rounds for s in stats) < sum(s.decode_rounds for s in before)
+
+
+def test_drafts_that_were_wrong_are_no_demand():
+    def routed(mode):
+        lean, batch, _ = node()
+        speaker, drafting = Speaker(lean, batch, Drafting(mode), PROMPTS[0], GREEDY), Drafting(mode)
+        while len(speaker.written) < TOKENS:
+            speaker.written += drafting.advance(batch, [speaker.asked()])[0]
+        prompt, *steps = lean.counts.log.take()
+        return speaker.stats, prompt, np.concatenate([step.sets for step in steps if step.decode])
+
+    _, prompt, plain = routed(OFF)
+    stats, same, drafted = routed(DraftMode("fixed", 4))
+    assert len(plain) == TOKENS - 1 and len(prompt.sets) == len(same.sets) and not prompt.decode
+    assert stats.drafted_tokens > stats.accepted_tokens > 0
+    assert (drafted == plain).all(), "where tokens of the text were routed, each once and in order"
 
 
 def test_the_text_does_not_depend_on_who_drafts(plain):

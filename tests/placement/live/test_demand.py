@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from meshmoe.gossip.packing import RATES, pack_rate
-from meshmoe.placement.live.demand import DemandKeeper, DemandNews, drift, quantised
+from meshmoe.placement.live.demand import DemandKeeper, DemandNews, quantised
+from meshmoe.placement.live.occasion import drift
 from tests.placement.worlds import routing
 
 
@@ -55,7 +56,7 @@ def test_a_change_of_use_is_noticed_once_and_what_came_before_is_forgotten():
         kept.add(spoken(second // 120, second), float(second), decode=True)
         if kept.forget_old_use(second + 0.5):
             forgotten.append(second)
-    assert len(forgotten) == 1 and 120 + 20 <= forgotten[0] <= 120 + 45
+    assert len(forgotten) == 1 and 120 + 45 <= forgotten[0] <= 120 + 60
     alone = keeper()
     for second in range(120, 240):
         alone.add(spoken(1, second), float(second), decode=True)
@@ -76,6 +77,26 @@ def test_the_same_use_is_no_change():
     for second in range(240):
         kept.add(spoken(0, second), float(second), decode=True)
         assert not kept.forget_old_use(second + 0.5)
+
+
+def test_a_change_is_suspected_soon_and_not_for_ever():
+    kept, suspected = keeper(), []
+    for second in range(120):
+        kept.add(spoken(0, second), float(second), decode=True)
+        kept.forget_old_use(second + 0.5)
+        assert not kept.changing
+    for second in range(120, 240):  # so few tokens that they never are enough to forget the others
+        kept.add(spoken(1, second, 2), float(second), decode=True)
+        assert not kept.forget_old_use(second + 0.5)
+        suspected.append(kept.changing)
+    assert any(suspected[:50]) and not any(suspected[80:])
+
+
+def test_rates_do_not_count_the_time_before_the_first_token():
+    kept = keeper()
+    for second in range(1000, 1020):
+        kept.add(texts(0, 5), float(second), decode=True)
+    assert kept.trace(1020.0).decode.tokens_per_s == pytest.approx(5.0, rel=0.1)
 
 
 def test_bytes_are_those_of_gossip():

@@ -9,8 +9,10 @@ from meshmoe.gossip import NodeView
 from meshmoe.placement.cost import mesh_cost
 from meshmoe.placement.exchange import OwnTrace
 from meshmoe.placement.exchange.plan import Plan
+from meshmoe.placement.live import DEFAULT, Learning
 from meshmoe.placement.live.plans import PlanNews, PlanReader
 from meshmoe.placement.policies.negotiated import Negotiated
+from meshmoe.placement.trace import Trace, no_steps
 from tests.placement.live.mesh import Mesh
 from tests.placement.worlds import SIZE, small_world
 
@@ -138,6 +140,31 @@ def test_a_change_of_use_moves_experts_once():
     mesh.settled.clear()
     mesh.run(30)
     assert not mesh.settled, "no second correction"
+
+
+def test_weights_wait_for_a_node_that_is_about_to_think():
+    world = small_world(4, redundancy=1.5)
+    mesh = Mesh(world, 4)
+    mesh.look()
+    slow = world.nodes[1]
+    mesh.feed(slow, Learning(True))
+    mesh.ask((world.traces[0], Trace(no_steps(4), no_steps(4)), world.traces[2]))
+    mesh.run(40)
+    assert mesh.is_covered() and not mesh.settled
+    mesh.feed(slow, Learning(False))
+    mesh.feed(slow, OwnTrace(world.traces[1]))
+    mesh.run(30, mesh.all_settled)
+    assert mesh.all_settled()
+
+
+def test_nobody_waits_longer_than_the_patience():
+    world = small_world(4, redundancy=1.5)
+    mesh = Mesh(world, 4)
+    mesh.look()
+    mesh.feed(world.nodes[1], Learning(True))
+    mesh.ask()
+    mesh.run(DEFAULT.patience_s + 20, mesh.all_settled)
+    assert mesh.all_settled()
 
 
 def test_a_plan_of_which_layers_are_missing_is_not_read():
