@@ -35,18 +35,30 @@ class TextPoint(msgspec.Struct, frozen=True):
     pauses_s: list[float]
 
 
-class Against(msgspec.Struct, frozen=True):
-    """Where experts stand, against a fresh negotiation by one head on what the nodes recorded; means over nodes.
+class Judged(msgspec.Struct, frozen=True):
+    """A placement by recorded sets; means over nodes.
 
     Attributes:
-        rounds, fresh_rounds: A token, by the recorded sets.
-        token_ms, fresh_token_ms: Predicted time in experts of a token.
+        rounds: A token.
+        token_ms: Predicted time in experts of a token.
     """
 
     rounds: float
-    fresh_rounds: float
     token_ms: float
-    fresh_token_ms: float
+
+
+class Against(msgspec.Struct, frozen=True):
+    """Where experts stand, against fresh negotiations by one head, by the sets that the nodes recorded.
+
+    Attributes:
+        live: Where they stand.
+        fresh: A fresh plan that was made for the very sets it is judged by.
+        unseen: One made for the other half of the sets, since no plan knows the tokens to come.
+    """
+
+    live: Judged
+    fresh: Judged
+    unseen: Judged
 
 
 class Phase(msgspec.Struct, frozen=True):
@@ -77,14 +89,14 @@ class LiveRun(msgspec.Struct, frozen=True):
     phases: list[Phase]
 
 
-def live_world(
+def live_worlds(
     shape: ModelShape,
     graph: nx.Graph[NodeId],
     capacity_bytes: Mapping[NodeId, int],
     windows: Mapping[NodeId, NDArray[np.integer]],
     call_s: float,
-) -> World:
-    """The running mesh as a world to plan for: what was recorded, all nodes writing equally fast.
+) -> tuple[World, tuple[World, World]]:
+    """The running mesh as a world to plan for, all nodes writing equally fast: with all windows, and with every other.
 
     Args:
         shape: The model.
@@ -94,24 +106,34 @@ def live_world(
         call_s: Of a call beside its link.
     """
     specs = {node: NodeSpec(bytes_, call_s=call_s) for node, bytes_ in capacity_bytes.items()}
-    traces = [trace_of(windows[node], shape.experts, prompt_tokens=0, tokens_per_s=1.0) for node in capacity_bytes]
-    return build_world(shape, graph, specs, traces)
+
+    def world(some: slice) -> World:
+        sets = [windows[node][some] for node in capacity_bytes]
+        return build_world(
+            shape, graph, specs, [trace_of(one, shape.experts, prompt_tokens=0, tokens_per_s=1.0) for one in sets]
+        )
+
+    return world(slice(None)), (world(slice(0, None, 2)), world(slice(1, None, 2)))
 
 
-def against_fresh(world: World, holders: Holders) -> Against:
-    """Compare holders with a fresh negotiation on the same demand."""
-    fresh = Negotiated().place(world)
+def judged(world: World, holders: Holders) -> Judged:
+    """What holders cost by a world's traces, of which all are of one token a second."""
+    rounds = [bill(world, i, trace.decode, holders).rounds for i, trace in enumerate(world.traces)]
+    return Judged(float(np.mean(rounds)), 1e3 * mesh_cost(world, holders) / len(world.nodes))
 
-    def rounds(some: Holders) -> float:
-        return float(np.mean([bill(world, i, trace.decode, some).rounds for i, trace in enumerate(world.traces)]))
 
-    count = len(world.nodes)
-    return Against(
-        rounds(holders),
-        rounds(fresh),
-        1e3 * mesh_cost(world, holders) / count,
-        1e3 * mesh_cost(world, fresh) / count,
-    )
+def against_fresh(world: World, halves: tuple[World, World], holders: Holders) -> Against:
+    """Compare holders with fresh negotiations.
+
+    Args:
+        world: With all that was recorded.
+        halves: With one half of it each.
+        holders: Where experts stand.
+    """
+    one, other = halves
+    crossed = judged(one, Negotiated().place(other)), judged(other, Negotiated().place(one))
+    unseen = Judged(*(float(np.mean(values)) for values in zip(*map(msgspec.structs.astuple, crossed), strict=True)))
+    return Against(judged(world, holders), judged(world, Negotiated().place(world)), unseen)
 
 
 def curve_table(run: LiveRun, bin_s: float) -> str:
@@ -138,21 +160,17 @@ def curve_table(run: LiveRun, bin_s: float) -> str:
 
 def phase_table(phases: Sequence[Phase]) -> str:
     """What each part came to."""
-    rows = [
-        [
+    rows = []
+    for phase in phases:
+        row = [
             phase.name,
             str(phase.settled),
             str(phase.moves),
             f"{phase.moving_s[0]:.0f}-{phase.moving_s[1]:.0f} s",
-            *(
-                [f"{a.rounds:.2f}", f"{a.fresh_rounds:.2f}", f"{a.token_ms:.1f}", f"{a.fresh_token_ms:.1f}"]
-                if (a := phase.against) is not None
-                else [""] * 4
-            ),
-            f"{phase.against.token_ms / phase.against.fresh_token_ms - 1:+.1%}" if phase.against is not None else "",
         ]
-        for phase in phases
-    ]
-    return table(
-        ["part", "plans settled", "experts moved", "between", "rounds", "fresh plan", "ms", "fresh plan", "apart"], rows
-    )
+        if (found := phase.against) is not None:
+            row += [f"{one.rounds:.2f} / {one.token_ms:.1f}" for one in (found.live, found.fresh, found.unseen)]
+            row += [f"{found.live.token_ms / one.token_ms - 1:+.1%}" for one in (found.fresh, found.unseen)]
+        rows.append(row + [""] * (9 - len(row)))
+    titles = ["part", "plans settled", "experts moved", "between", "rounds / ms", "fresh plan, same tokens"]
+    return table([*titles, "fresh plan, other tokens", "apart", "apart"], rows)

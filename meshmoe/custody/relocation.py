@@ -2,11 +2,11 @@
 
 A node loads what its plan wants by itself, but an expert in another node's custody would stay there for ever. So a
 custodian that is no guardian of an expert any more gives it to a guardian, by an ordinary migration: to one that holds
-it already if there is one, which then only mints; else to one with room. A few at a time, and a refusal rests a while:
-full nodes free each other's room step by step, and each step is the load of one expert by its planned holder, which
-takes the one free place, and the going of its claim, which frees another. So a claim goes as soon as gossip shows such
-a load: a look once a second alone moved one expert a second and node. Nothing here decides whether a claim may go: the
-custody rule does.
+it already if there is one, which then only mints; else to one with room, or with copies that can go. A few at a time,
+and a refusal rests a while. Full nodes free each other's room step by step: each step is the load of one expert by its
+planned holder, which takes the one free place, and the going of its claim, which frees another. So a claim goes as soon
+as gossip shows such a load: a look once a second alone moved one expert a second and node. Nothing here decides whether
+a claim may go: the custody rule does.
 """
 
 from __future__ import annotations
@@ -91,4 +91,11 @@ class Relocation:
         for node in able:
             if node in holders:
                 return node
-        return next((node for node in able if has_room(desk, self._donors, node, expert)), None)
+        ready = (node for node in able if has_room(desk, self._donors, node, expert))
+        return next(ready, next((node for node in able if self._could_make_room(node, expert)), None))
+
+    def _could_make_room(self, node: NodeId, expert: ExpertId) -> bool:
+        """Whether a node has copies that nobody relies on: claims go first, or full nodes wait for each other."""
+        desk = self._desk
+        replica_bytes = sum(desk.expert_bytes.get(replica, 0) for replica in desk.survey.replicas(node))
+        return replica_bytes - self._donors.promised_bytes(node) >= desk.expert_bytes[expert]

@@ -7,20 +7,28 @@ hold experts than to ask for them over Wi-Fi, and left places empty.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import torch
 import trio
 
+from meshmoe.core.errors import MeshmoeError
 from meshmoe.engine.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 TRIES = 7
 MOMENTS = 3
 PAUSE_S = 0.3
 """Between the moments."""
+
+AGAIN_S = (0.0, 4.0, 8.0)
+"""Pauses before each whole measurement: the first seconds of a node are its busiest."""
 
 EXPERTS_MAX = 8
 ROWS = 16
@@ -38,6 +46,26 @@ class ExpertTimes(NamedTuple):
     call_s: float
     expert_s: float
     row_s: float
+
+    def least(self, other: ExpertTimes) -> ExpertTimes:
+        """The shorter of each: of two measurements, that at which the box did less besides."""
+        return ExpertTimes(*map(min, self, other))
+
+
+async def measurements(engine: Engine) -> AsyncIterator[ExpertTimes]:
+    """The times as they become known better, the last ones after a quarter of a minute."""
+    best: ExpertTimes | None = None
+    for pause_s in AGAIN_S:
+        await trio.sleep(pause_s)
+        if not engine.pool.experts():
+            continue
+        try:
+            times = await measure_experts(engine)
+        except MeshmoeError as error:  # it was dropped meanwhile, or the box is busy: peers reckon without
+            logger.info("the time of an expert was not measured: %s", error)
+            continue
+        best = times if best is None else times.least(best)
+        yield best
 
 
 async def measure_experts(engine: Engine) -> ExpertTimes:

@@ -40,7 +40,7 @@ from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.node.call_rows import cut
 from meshmoe.node.custody_driver import CustodyDriver, now_s
 from meshmoe.node.custody_file import CustodyFile
-from meshmoe.node.expert_times import ExpertTimes, measure_experts
+from meshmoe.node.expert_times import ExpertTimes, measurements
 from meshmoe.node.express import Express
 from meshmoe.node.history import HistorySample
 from meshmoe.node.joining import Doorkeeper
@@ -404,14 +404,9 @@ class Node:
         self.stop(ComputeError(f"this node cannot compute any more ({what}): start it again"))
 
     async def _measure_experts(self, parts: Parts, engine: Engine) -> None:
-        """Once, as soon as there is an expert."""
         while not engine.pool.experts():
             await parts.mesh.wait_changed()
-        try:
-            self.expert_times = await measure_experts(engine)
-        except MeshmoeError as error:  # it was dropped meanwhile, or the box is busy: peers reckon without
-            logger.info("the time of an expert was not measured: %s", error)
-        else:
+        async for self.expert_times in measurements(engine):
             parts.placement.measured(self.expert_times)
 
     async def _publish_regularly(self) -> None:

@@ -27,10 +27,10 @@ from meshmoe.node.messenger import Messenger
 from meshmoe.node.preparing import prepare
 from meshmoe.node.status import ExchangeStatus
 from meshmoe.placement import exchange
-from meshmoe.placement.exchange import EXCHANGE_MESSAGES, Heard, OwnTrace, PlanChanged, SendTo, Wake
-from meshmoe.placement.live import Learning, Planner, PlannerEvent, Seen, Settled, Tell
-from meshmoe.placement.live.demand import DemandKeeper, DemandNews
-from meshmoe.placement.live.occasion import TOKENS_MIN, Occasion
+from meshmoe.placement.exchange import EXCHANGE_MESSAGES, Heard, PlanChanged, SendTo, Wake
+from meshmoe.placement.live import Planner, PlannerEvent, Seen, Settled, Tell
+from meshmoe.placement.live.demand import DemandKeeper
+from meshmoe.placement.live.observer import Observer
 from meshmoe.transport.base import Parcel
 from meshmoe.wire.codec import Decoded
 
@@ -66,8 +66,6 @@ class PlacementDriver:
         self._inbox: deque[PlannerEvent] = deque()
         self._woken = trio.Event()
         self._planner: Planner | None = None
-        self._demand_told = np.zeros((0, 0))
-        self._occasion, self._learning = Occasion(), False
         self.exchanges: deque[ExchangeStatus] = deque(maxlen=EXCHANGES_KEPT)
         self.on_settled: Callable[[Settled], None] = lambda _: None
         self.take_routed: Callable[[], list[Routed]] = list
@@ -89,8 +87,7 @@ class PlacementDriver:
         """
         self._planner, self.keeper = planner, keeper
         self._expert_bytes, self._row_s = expert_bytes, row_s
-        self._news = DemandNews(*expert_bytes.shape)
-        self._demand_told = np.zeros(expert_bytes.shape)
+        self._observer = Observer(keeper, *expert_bytes.shape)
 
     def measured(self, times: ExpertTimes) -> None:
         """Reckon with what was measured of this node, if it is not too late: a plan that is begun keeps its prices."""
@@ -154,22 +151,10 @@ class PlacementDriver:
             for routed in self.take_routed():
                 self.keeper.add(routed.sets, routed.at_s, decode=routed.decode)
                 await trio.lowlevel.checkpoint()
-            now, keeper, occasion = time.monotonic(), self.keeper, self._occasion
-            if keeper.forget_old_use(now):
-                logger.info("this node is used for something else now: what came before does not count any more")
-                occasion.use_changed()
-            trace = keeper.trace(now)
-            demand = trace.demand(self._expert_bytes.shape[1])
-            if keeper.tokens >= TOKENS_MIN:
-                self._gossip.publish(*self._news.of(demand))
-            thinks = occasion.is_now(keeper.sample, demand, now, changing=keeper.changing)
-            learning = keeper.changing or occasion.is_near(now)
-            if learning != self._learning:
-                self._learning = learning
-                self._feed(Learning(learning))
-            if thinks:
-                self._demand_told = demand
-                self._feed(OwnTrace(trace))
+            found = self._observer.look(time.monotonic())
+            self._gossip.publish(*found.news)
+            for event in found.events:
+                self._feed(event)
 
     async def _follow_view(self) -> None:
         seen = -1
@@ -246,7 +231,7 @@ class PlacementDriver:
 
     def _tokens_per_s(self, partner: NodeId | None) -> float:
         """What this node and its partner decode and read together, as far as this node knows."""
-        own = float(self._demand_told.sum())
+        own = float(self._observer.demand.sum())
         view = self._gossip.view.nodes.get(partner) if partner is not None else None
         theirs = sum(sum(view.demand_per_s(layer)) for layer in view.demand) if view is not None else 0.0
         return (own + theirs) / max(1.0, self.keeper.calls_a_token)

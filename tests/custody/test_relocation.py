@@ -64,6 +64,14 @@ def test_a_custodian_in_the_other_slot_gets_no_second_one():
     assert not any(offer.index == 0 for _, offer in node.sent(MigrationOffer))
 
 
+def test_copies_make_room_for_claims_or_full_nodes_would_wait_for_each_other():
+    node = custodian()
+    node.feed(planned(e0=["a"], e1=["me", "a"], e2=["me"], e3=["a"]))
+    node.see(view("a", capacity=3, claims={2: 0, 3: 0}, copies={1}))
+    node.wait(REST_S)
+    assert [(peer, offer.index) for peer, offer in node.sent(MigrationOffer)[:1]] == [("a", 0)]
+
+
 def test_who_has_no_room_is_not_bothered_and_a_refusal_rests():
     node = custodian()
     node.feed(planned(e0=["a"], e1=["me"], e2=["me"], e3=["a"]))

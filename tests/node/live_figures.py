@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import trio
 
-from meshmoe.bench.live import LiveRun, Phase, TextPoint, against_fresh, curve_table, live_world, phase_table
+from meshmoe.bench.live import LiveRun, Phase, TextPoint, against_fresh, curve_table, live_worlds, phase_table
 from meshmoe.bench.planner import model_shape
 from meshmoe.core.config import parse_topology
 from meshmoe.core.ids import NodeId
+from meshmoe.engine.drafts.mode import OFF
 from meshmoe.engine.request import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
 from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.model.checkpoint import Checkpoint
@@ -69,14 +70,14 @@ class Run:
 
 def against(run, topology, shape):
     nodes = run.mesh.nodes
-    windows = {node.settings.node: node.routing(64) for node in nodes}
+    windows = {node.settings.node: node.routing(32) for node in nodes}
     place = int(shape.expert_bytes.max())
     capacity = {node.settings.node: node.pool.capacity_bytes - place for node in nodes}
     holders = np.zeros((len(nodes), shape.layers, shape.experts), bool)
     for i, node in enumerate(nodes):
         for expert in node.pool.experts():
             holders[i, expert.layer, expert.index] = True
-    return against_fresh(live_world(shape, graph_of(topology), capacity, windows, CALL_S), holders)
+    return against_fresh(*live_worlds(shape, graph_of(topology), capacity, windows, CALL_S), holders)
 
 
 async def measure(seconds, half_life_s):
@@ -86,7 +87,7 @@ async def measure(seconds, half_life_s):
     with tempfile.TemporaryDirectory() as directory:
         async with open_test_mesh(Path(directory)) as mesh:
             for name in topology.nodes:
-                changes = {"links": topology.links_of(name), "demand_half_life_s": half_life_s}
+                changes = {"links": topology.links_of(name), "demand_half_life_s": half_life_s, "drafts": OFF}
                 await mesh.add(name, bundled_model_dir(), 0.45, **changes)
             await mesh.settle()
             run = Run(mesh, {name: node.domain for name, node in topology.nodes.items()})
@@ -111,7 +112,7 @@ async def measure(seconds, half_life_s):
 
 
 def main():
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 75.0
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 120.0
     half_life_s = float(sys.argv[2]) if len(sys.argv) > 2 else 60.0
     run, decision_ms = trio.run(measure, seconds, half_life_s)
     sys.stdout.write(

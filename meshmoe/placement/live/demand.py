@@ -8,7 +8,6 @@ changes to and fro faster than that is mixed use, and stays in the sample as suc
 
 from __future__ import annotations
 
-import bisect
 import math
 import random
 from typing import NamedTuple
@@ -28,8 +27,9 @@ tokens of two domains differ by 0.35 to 0.8, and of one domain by 0.03 to 0.36: 
 BEFORE_MIN = 256
 """Tokens that the former part must have to be compared."""
 
-AFTER_MIN = 512
-"""Tokens that the latter part must have before the former is forgotten: the next plan is made from them alone."""
+AFTER_MIN, AFTER_FAIR = 256, 512
+"""Tokens that the latter part must have before the former is forgotten, for the next plan is made from them alone: the
+larger number after a quarter of a half-life, the smaller one is enough after half of one."""
 
 CHANGING_MIN = 64
 """So many tokens of another use are a reason to wait for what comes of it."""
@@ -103,7 +103,10 @@ class DemandKeeper:
         sets, arrivals = self._decode.items(), self._decode.arrivals()
         split = self._split(sets)
         since_s = now - arrivals[split] if split else 0.0
-        lasts = split > 0 and len(sets) - split >= AFTER_MIN and since_s >= self._half_life_s / 4
+        after, quarter_s = len(sets) - split, self._half_life_s / 4
+        lasts = split > 0 and (
+            (after >= AFTER_FAIR and since_s >= quarter_s) or (after >= AFTER_MIN and since_s >= 2 * quarter_s)
+        )
         self.changing = split > 0 and not lasts and since_s < self._half_life_s
         if lasts:
             self._decode, self._prefill = self._decode.since(arrivals[split]), self._prefill.since(arrivals[split])
@@ -213,4 +216,3 @@ class DemandNews:
             self._told[layer] = now[layer]
             self._next = (layer + 1) % layers
         return tuple(Demand(layer, now[layer].astype(np.uint8).tobytes().rstrip(b"\0")) for layer in news)
-

@@ -56,7 +56,7 @@ def test_a_change_of_use_is_noticed_once_and_what_came_before_is_forgotten():
         kept.add(spoken(second // 120, second), float(second), decode=True)
         if kept.forget_old_use(second + 0.5):
             forgotten.append(second)
-    assert len(forgotten) == 1 and 120 + 45 <= forgotten[0] <= 120 + 60
+    assert len(forgotten) == 1 and 120 + 28 <= forgotten[0] <= 120 + 45
     alone = keeper()
     for second in range(120, 240):
         alone.add(spoken(1, second), float(second), decode=True)

@@ -1,0 +1,60 @@
+"""What a node makes of its own demand, look by look: what gossip is told of it, and when the planner should think."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from meshmoe.gossip import Demand
+from meshmoe.placement.exchange import OwnTrace
+from meshmoe.placement.live.demand import DemandKeeper, DemandNews
+from meshmoe.placement.live.events import Learning
+from meshmoe.placement.live.occasion import TOKENS_MIN, Occasion
+from meshmoe.placement.trace import Floats
+
+logger = logging.getLogger(__name__)
+
+
+class Observed(NamedTuple):
+    """What came of a look.
+
+    Attributes:
+        news: To be gossiped.
+        events: For the planner, in order.
+    """
+
+    news: tuple[Demand, ...]
+    events: tuple[Learning | OwnTrace, ...]
+
+
+class Observer:
+    """One node's. Whoever has it adds to its keeper, and looks about once a second."""
+
+    def __init__(self, keeper: DemandKeeper, layers: int, experts: int) -> None:
+        self.keeper = keeper
+        self.demand: Floats = np.zeros((layers, experts))
+        """Calls a second, as the planner knows them."""
+        self._experts = experts
+        self._news, self._occasion, self._learning = DemandNews(layers, experts), Occasion(), False
+
+    def look(self, now: float) -> Observed:
+        """See what has changed."""
+        keeper, occasion = self.keeper, self._occasion
+        if keeper.forget_old_use(now):
+            logger.info("this node is used for something else now: what came before does not count any more")
+            occasion.use_changed()
+        trace = keeper.trace(now)
+        demand = trace.demand(self._experts)
+        news = self._news.of(demand) if keeper.tokens >= TOKENS_MIN else ()
+        events: list[Learning | OwnTrace] = []
+        thinks = occasion.is_now(keeper.sample, demand, now, changing=keeper.changing)
+        learning = keeper.changing or occasion.is_near(now)
+        if learning != self._learning:
+            self._learning = learning
+            events.append(Learning(learning))
+        if thinks:
+            self.demand = demand
+            events.append(OwnTrace(trace))
+        return Observed(news, tuple(events))
