@@ -69,7 +69,7 @@ class LocalNode:
         """None while it runs."""
         return None if self._process is None else self._process.poll()
 
-    def start(self, *extra: str) -> None:
+    def start(self, *extra: str, stdin: int = subprocess.DEVNULL) -> None:
         """Start the process (again); ``extra`` are further flags of ``meshmoe join``."""
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [
@@ -83,7 +83,7 @@ class LocalNode:
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._environment},

@@ -99,7 +99,7 @@ class Grammars:
         Raises:
             RequestError: It is no schema, or uses what cannot be held to; the message says what.
         """
-        if len(schema) > SCHEMA_BYTES_MAX:
+        if len(schema.encode()) > SCHEMA_BYTES_MAX:
             raise _refusal(f"the schema is larger than {SCHEMA_BYTES_MAX >> 10} KiB")
         key = hashlib.sha256(schema.encode()).digest()
         with trio.move_on_after(COMPILE_S_MAX):

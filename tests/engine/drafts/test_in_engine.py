@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -13,18 +14,27 @@ from meshmoe.engine.engine import EngineLimits, open_engine
 from meshmoe.engine.request import GenerationRequest, SamplingParams
 from tests.engine.support import Scattered, complete, edge, edge_pool, subset
 
-PROMPTS = ["The history of the", "def read(self):\n", "7 + 8 = 15\n9 + 8 =", "lantern, noun: a lamp with", "int main("]
+SCHEMA = json.dumps({"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]})
+PROMPTS = [
+    "The history of the",
+    "def read(self):\n",
+    "7 + 8 = 15\n9 + 8 =",
+    "lantern, noun: a lamp with",
+    "int main(",
+    "a: ",
+]
 OPTIONS = [
     {"max_tokens": 30, "ignore_eos": True},
     {"max_tokens": 25, "temperature": 0.9, "seed": 4, "logprobs": 1},
     {"max_tokens": 40, "stop": ("+", "=")},
     {"max_tokens": 1},
     {"max_tokens": 30, "temperature": 0.7, "top_k": 20, "seed": 1, "repetition_penalty": 1.2},
+    {"max_tokens": 40, "json_schema": SCHEMA},
 ]
 
 
 def written(mode, share, interrupted=False):
-    """What five requests that run together write, on a node that holds a share of the experts."""
+    """What six requests that run together write, on a node that holds a share of the experts."""
     _, model = edge(torch.bfloat16)
     whole = edge_pool(torch.bfloat16)
     rng = random.Random(2)
@@ -73,6 +83,10 @@ def test_stop_strings_and_limits_cut_a_pass_short(plain):
     assert reason == "stop"
     assert not set("+=") & set(text)
     assert written("9", 0.6)[2] == (ids, text, plain[2][2], reason)
+
+
+def test_a_text_of_a_prescribed_form_has_it(plain):
+    assert plain[5][1].startswith('{"sum": ')
 
 
 def test_drafts_are_counted():
