@@ -264,7 +264,7 @@ class Drafting:
         if self.mode.kind != "auto":
             draft.tokens.append(token)
             return 1.0
-        values = logits.numpy()
+        values = logits.float().numpy()
         sure = float(1.0 / np.exp(values - values[token]).sum())
         chance = self._confidence[one.sampler.greedy].chance(sure)
         draft.sure.append(sure)

@@ -11,7 +11,10 @@ import torch
 from meshmoe.core.errors import ConfigError, ExpertUnavailableError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.counts import ActivationCounts
-from meshmoe.engine.drafts.drafting import Asked, Drafting, RequestDrafts
+from meshmoe.engine.drafts.chooser import LengthChooser
+from meshmoe.engine.drafts.confidence import Bar
+from meshmoe.engine.drafts.drafting import LOOKUPS, PRIORS, Asked, Drafting, RequestDrafts
+from meshmoe.engine.drafts.lookup import PromptLookup
 from meshmoe.engine.drafts.mode import AUTO, OFF, DraftMode, parse_draft_mode
 from meshmoe.engine.kernels.choice import compute
 from meshmoe.engine.lean.batch import LeanEngine, Row
@@ -199,6 +202,37 @@ def test_a_planted_rule_that_takes_drafts_unseen_is_noticed(plain, monkeypatch):
 
     monkeypatch.setattr(Drafting, "_accept", wrong)
     assert write(DraftMode("fixed", 4), params)[0] != texts
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_bar_keeps_unsure_drafts_from_being_checked(plain, params, monkeypatch):
+    """Wherever the bar is, the text is the same; the higher, the fewer are checked and the more of these are right."""
+    monkeypatch.setattr(LengthChooser, "lengths", lambda self, prospects: [len(p.survival) for p in prospects])
+    monkeypatch.setattr(PromptLookup, "draft", lambda self, count: ((), 0))  # the bar is for local drafts
+    checked, right = [], []
+    for worth in (0.0, 0.3, 0.8):
+        monkeypatch.setattr(LengthChooser, "bar", lambda self, prospects, lengths, worth=worth: Bar(worth, worth))
+        texts, stats = write(AUTO, params)
+        if params is plain[0]:
+            assert texts == plain[1]
+        checked.append(sum(s.drafted_tokens for s in stats))
+        right.append(sum(s.accepted_tokens for s in stats) / checked[-1])
+    assert checked[0] > checked[1] > checked[2] > 0
+    assert right[0] < right[1] < right[2]
+
+
+def test_what_stood_in_the_text_is_judged_without_being_used(monkeypatch):
+    monkeypatch.setattr(LengthChooser, "lengths", lambda self, prospects: [0] * len(prospects))
+    lean, batch, _ = node()
+    drafting = Drafting(AUTO)
+    speaker = Speaker(lean, batch, drafting, "one two three. one two three. one two three. one two", GREEDY)
+    while len(speaker.written) < TOKENS:
+        speaker.written += drafting.advance(batch, [speaker.asked()])[0]
+    assert speaker.stats.drafted_tokens == 0
+    seen = sum(speaker.drafts.records[drafter].drafted for drafter in LOOKUPS.values())
+    assert seen > TOKENS / 4, "each pass told what became of what was found"
+    assert any(drafting.chances[drafter][0] != PRIORS[drafter] for drafter in LOOKUPS.values())
+    assert drafting.chances["local"][0] == PRIORS["local"]
 
 
 def test_drafts_give_way_where_the_cache_is_full():
