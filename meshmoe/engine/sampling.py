@@ -125,14 +125,15 @@ class Sampler:
         params = self._params
         seen = list(self._seen | dict.fromkeys(ahead)) if params.repetition_penalty != 1.0 else []
         scores = penalised(logits, seen, params.repetition_penalty)
+        values = scores.numpy()
         if params.temperature == 0:
-            token_id = int(scores.numpy().argmax())  # a third of the time that torch takes for a vocabulary of 4,096
+            token_id = int(values.argmax())  # a third of the time that torch takes for a vocabulary of 4,096
         else:
             ids, probs = distribution(scores, params)
             delays = self._delays(self._place + len(ahead), len(scores))[ids.numpy()]
             place = int(np.argmax(probs.numpy() / delays))
             token_id = int(ids[place])
-        if not math.isfinite(scores[token_id].item()):
+        if not math.isfinite(values[token_id]):
             raise MeshmoeError("the model's logits are not numbers; verify the checkpoint, it may be damaged")
         return token_id
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from meshmoe.engine.detokenize import Detokenizer, StopMatcher
+from meshmoe.engine.detokenize import Detokenizer, StopMatcher, decode_with
 from tests.engine.support import EDGE_12M
 
 EDGE = AutoTokenizer.from_pretrained(EDGE_12M)
@@ -91,6 +91,20 @@ def test_a_plain_word_comes_at_once():
     pieces, rest = pieces_of(EDGE, ids)
     assert all(pieces)
     assert rest == ""
+
+
+def test_a_plain_tokenizer_is_asked_itself_and_says_the_same():
+    tokenizer = AutoTokenizer.from_pretrained(EDGE_12M)
+    ids = [*range(3, 300), *tokenizer.all_special_ids, 5, 4]
+    decode = decode_with(tokenizer)
+    assert decode(ids) == whole(tokenizer, ids)
+
+    class Overridden(type(tokenizer)):
+        def _decode(self, *args, **kwargs):
+            return "its own"
+
+    tokenizer.__class__ = Overridden
+    assert decode_with(tokenizer)(ids) == "its own"
 
 
 def test_the_window_stays_small():

@@ -31,7 +31,7 @@ class PassTimes:
     def __init__(self) -> None:
         self._mean_s: dict[int, float] = {}
         self._weight: dict[int, float] = {}
-        self._line = (0.0, 0.0)
+        self._fit: tuple[float, float] | None = (0.0, 0.0)
 
     def note(self, rows: int, took_s: float) -> None:
         """A pass over so many rows took so long."""
@@ -42,7 +42,13 @@ class PassTimes:
             took_s = min(took_s, STALL * mean_s)
         self._mean_s[rows] = (weight * mean_s + took_s) / (weight + 1.0)
         self._weight[rows] = weight + 1.0
-        self._line = self._fitted()
+        self._fit = None  # made when somebody asks: without drafts nobody does
+
+    @property
+    def _line(self) -> tuple[float, float]:
+        if self._fit is None:
+            self._fit = self._fitted()
+        return self._fit
 
     @property
     def known(self) -> bool:

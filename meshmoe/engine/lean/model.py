@@ -129,6 +129,8 @@ class Workspace:
 
     def fit(self, rows: int, tokens: int) -> None:
         """Make room for this many rows, and for attention over this many tokens."""
+        if rows == self.count and tokens <= self._tokens:
+            return
         plan, shape, layers = self._plan, self._plan.shape, self._plan.layers
         hidden, experts = int(shape[Shape.HIDDEN]), int(layers[:, Layer.EXPERTS].max())
         heads, kv_heads, size = (int(shape[at]) for at in (Shape.HEADS, Shape.KV_HEADS, Shape.HEAD_DIM))
@@ -157,8 +159,6 @@ class Workspace:
             self._tokens = tokens + max(256, tokens // 8)
             self._held[Place.SCORES] = torch.zeros(heads // kv_heads, self._tokens)
             self._held[Place.ONES] = torch.ones(self._tokens)
-        elif rows == self.count:
-            return
         for place, tensor in self._held.items():
             self.places[place] = tensor.data_ptr()
         self.places[Place.DESK] = desk_here()

@@ -207,6 +207,8 @@ class Scheduler:
 
     def _pieces(self, readers: list[Member], beside: bool) -> list[tuple[Member, int]]:
         """Pieces of prompts for the next reading step: members, and how many tokens of each."""
+        if not readers:
+            return []
         left = self._rows_within(max(READ_BESIDE_S, self._writing_s) if beside else READ_ALONE_S)
         blocks, pieces = self._lean.blocks, []
         available = blocks.available - sum(m.writing for m in self._members)

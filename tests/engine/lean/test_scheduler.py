@@ -62,7 +62,7 @@ def test_all_at_once(alone):
     found = together(dtype, EngineLimits(active_max=16))
     assert same(found, expected)
     for (ids, _, stats), prompt in zip(found, PROMPTS, strict=True):
-        assert stats.decode_steps == len(ids) - 1
+        assert stats.decode_tokens == len(ids) - 1 >= stats.decode_steps  # drafts may save some
         assert stats.prompt_tokens == len(prompt)
 
 
