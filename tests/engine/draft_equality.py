@@ -133,7 +133,7 @@ def write(wanted: Wanted, mode: str, alone: bool = False) -> Written:
 
 
 def variety(written: Written) -> float:
-    """Share of the runs of four tokens that stand in no other place: greedy texts of a small model fall into loops."""
+    """Different runs of four tokens, over all runs: greedy texts of a small model fall into loops."""
     runs = [tuple(text[at : at + 4]) for text in written.texts.values() for at in range(len(text) - 3)]
     return len(set(runs)) / len(runs)
 
