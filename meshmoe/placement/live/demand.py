@@ -27,7 +27,7 @@ tokens of two domains differ by 0.35 to 0.8, and of one domain by 0.03 to 0.36: 
 BEFORE_MIN = 256
 """Tokens that the former part must have to be compared."""
 
-AFTER_MIN, AFTER_FAIR = 256, 512
+AFTER_MIN, AFTER_FAIR = 384, 512
 """Tokens that the latter part must have before the former is forgotten, for the next plan is made from them alone: the
 larger number after a quarter of a half-life, the smaller one is enough after half of one."""
 
@@ -45,6 +45,9 @@ TOKENS_KEPT = 1024
 
 CHUNKS_KEPT = 64
 """Prefill steps: each has hundreds of rows, so few of them tell as much."""
+
+PROMPTS_MAX = 256
+"""Prompts alone count as no more of a sample than so many decode steps: they tell what is used, not in what company."""
 
 NEWS_STEPS = 3
 """A layer's demand is told again when an expert's rate is off by more than so many steps of a byte: by 30 %."""
@@ -146,8 +149,9 @@ class DemandKeeper:
 
     @property
     def sample(self) -> int:
-        """Decode steps in the sample; where there are none, the tokens of prompts that have come."""
-        return len(self._decode) or self.tokens
+        """How much there is to plan by: decode steps, or a quarter of the tokens of prompts where that is more."""
+        prompts = sum(chunk.tokens for chunk in self._prefill.items())
+        return max(len(self._decode), min(PROMPTS_MAX, prompts // 4))
 
     @property
     def calls_a_token(self) -> float:

@@ -44,7 +44,7 @@ class Occasion:
         """Whether to think; if so, it is taken as done.
 
         Args:
-            tokens: In the sample of decode steps, or in prompts if there are no others.
+            tokens: In the sample (`meshmoe.placement.live.demand.DemandKeeper.sample`).
             demand: ``[layers, experts]``, calls a second.
             now: Monotonic seconds.
             changing: Whether use seems to be changing just now.

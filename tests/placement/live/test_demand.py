@@ -99,6 +99,17 @@ def test_rates_do_not_count_the_time_before_the_first_token():
     assert kept.trace(1020.0).decode.tokens_per_s == pytest.approx(5.0, rel=0.1)
 
 
+def test_prompts_alone_are_a_sample_too_but_not_a_large_one():
+    kept = keeper()
+    kept.add(texts(0, 400), 1.0, decode=False)
+    assert kept.sample == 100
+    for second in range(2, 20):
+        kept.add(texts(second, 400), float(second), decode=False)
+    assert kept.sample == 256
+    kept.add(texts(0, 300), 20.0, decode=True)
+    assert kept.sample == 300
+
+
 def test_bytes_are_those_of_gossip():
     rates = np.array([[0.0, 1e-5, 4e-5, 6e-5, 1e-4, 0.01, 1.0, 37.0, 1e9]])
     assert quantised(rates)[0].tolist() == [pack_rate(rate) for rate in rates[0]]
