@@ -24,6 +24,7 @@ from collections import deque
 from time import perf_counter
 
 import trio
+from torch import Tensor
 
 from meshmoe.core.errors import OverloadedError
 from meshmoe.engine.compute import Bell, ComputeThread, Job
@@ -244,6 +245,7 @@ class Scheduler:
         pieces: dict[Member, int],
     ) -> None:
         """One forward for a group; if it fails, one for each member, to see whose fault it is."""
+        lengths = [member.sequence.length for member in group]
         batch.abandoned = False
         lane.flight = tuple(group)
         for member in group:
@@ -259,6 +261,8 @@ class Scheduler:
         except BatchAbandonedError:
             pass
         except Exception as error:
+            for member, length in zip(group, lengths, strict=True):
+                member.sequence.truncate(min(length, member.sequence.length))  # one that begins again has none
             if len(group) > 1:
                 events = self._apart(batch, group, pieces)
             elif not isinstance(error, NoBlocksError):  # the next step makes room, or waits for some
@@ -295,7 +299,7 @@ class Scheduler:
         if pieces:
             rows = [row for member in group for row in member.prompt_rows(pieces[member])]
             logits = iter(batch.forward(rows))
-            written = [member.read(None if member.pending else next(logits)) for member in group]
+            written = [self._heard(member, None if member.pending else next(logits)) for member in group]
         else:
             written = [m.take(choices) for m, choices in zip(group, self._write(batch, group), strict=True)]
         for member, found in zip(group, written, strict=True):
@@ -303,6 +307,14 @@ class Scheduler:
                 member.generation.stream.count(len(found))
                 events.append((member.generation.stream, found))
         return events
+
+    def _heard(self, member: Member, logits: Tensor | None) -> list[GenerationEvent]:
+        """What comes of a piece of prompt; a failure here is the member's own, the others have been read all right."""
+        try:
+            return member.read(logits)
+        except Exception as error:
+            member.failure = error
+            return []
 
     def _write(self, batch: LeanBatch, group: list[Member]) -> list[list[Choice]]:
         """Read each member's last token, and drafts behind it; choose as many tokens as that tells."""

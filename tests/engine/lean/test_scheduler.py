@@ -10,8 +10,10 @@ import trio
 
 from meshmoe.core.errors import RequestError
 from meshmoe.core.ids import ExpertId
+from meshmoe.engine.drafts.mode import parse_draft_mode
 from meshmoe.engine.engine import EngineLimits, open_engine
 from meshmoe.engine.kernels import crew
+from meshmoe.engine.lean.member import Member
 from meshmoe.engine.pool import ExpertPool
 from tests.engine.support import Scattered, complete, edge, edge_pool, subset
 
@@ -59,7 +61,7 @@ def same(found, alone):
 
 def test_all_at_once(alone):
     dtype, expected = alone
-    found = together(dtype, EngineLimits(active_max=16))
+    found = together(dtype, EngineLimits(active_max=16, drafts=parse_draft_mode("off")))  # steps are counted
     assert same(found, expected)
     for (ids, _, stats), prompt in zip(found, PROMPTS, strict=True):
         assert stats.decode_tokens == len(ids) - 1 >= stats.decode_steps  # drafts may save some
@@ -175,6 +177,40 @@ def test_cancelling_all_of_a_step_ends_its_call_to_peers():
                         await trio.sleep(0.01)
 
     trio.run(main)
+
+
+def test_one_that_cannot_be_sampled_costs_the_others_no_token(monkeypatch):
+    read = Member.read
+
+    def fail_for_one(member, logits):
+        if logits is not None and member.writer.ids[:5] == list(prompts[3][:5]):
+            raise RequestError("its form is too complex")
+        return read(member, logits)
+
+    prompts = [tuple(range(10 * i + 3, 10 * i + 8)) for i in range(8)]
+    expected = together(torch.float32, EngineLimits(active_max=1), prompts)
+    monkeypatch.setattr(Member, "read", fail_for_one)
+
+    async def main():
+        found = {}
+        async with open_engine(edge()[1], edge_pool()) as engine:
+
+            async def one(at):
+                try:
+                    result = await complete(engine, prompts[at], **OPTIONS)
+                    found[at] = (result.ids, result.logprobs)
+                except RequestError as error:
+                    found[at] = str(error)
+
+            with trio.fail_after(100):
+                async with trio.open_nursery() as nursery:
+                    for at in range(len(prompts)):
+                        nursery.start_soon(one, at)
+        return found
+
+    found = trio.run(main)
+    assert found.pop(3) == "its form is too complex"
+    assert found == {at: (ids, logprobs) for at, (ids, logprobs, _) in enumerate(expected) if at != 3}
 
 
 def test_one_that_fails_does_not_take_the_others_along():
