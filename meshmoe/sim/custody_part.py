@@ -28,6 +28,8 @@ from meshmoe.custody import (
     OnDisk,
     OpenUnit,
     Persist,
+    PieceArrived,
+    PieceFailed,
     Released,
     RequestPiece,
     StorePiece,
@@ -39,6 +41,7 @@ from meshmoe.custody import (
 from meshmoe.gossip import Claims
 from meshmoe.membership import Send, Tick
 from meshmoe.sim.disk import Disk
+from meshmoe.sim.pieces import PiecesInOrder
 from meshmoe.sim.process import Alarm, Process
 
 WRITE_S = 0.02
@@ -103,6 +106,7 @@ class CustodyPart:
         self._unit_bytes = unit_bytes
         self._rng = rng
         self._inbox: deque[CustodyEvent] = deque()
+        self._pieces = PiecesInOrder()
         self._writing = False
         self._alarm = Alarm(process, machine.next_deadline, lambda: self.feed(Tick()))
         self.feed(OnDisk(disk.whole_units()))
@@ -112,6 +116,11 @@ class CustodyPart:
         self._inbox.append(event)
         if len(self._inbox) == 1 and not self._writing:
             self._process.after(0.0, self._work)
+
+    def answered(self, answer: PieceArrived | PieceFailed) -> None:
+        """A piece that was asked for has come, or will not."""
+        for event in [answer] if isinstance(answer, PieceFailed) else self._pieces.arrived(answer):
+            self.feed(event)
 
     def custody(self) -> dict[ExpertId, int]:
         """Experts that this node has promised and really has, with their slots."""
@@ -156,6 +165,7 @@ class CustodyPart:
             case OpenUnit(expert=expert):
                 self._later(0.01, lambda: self._opened(expert))
             case RequestPiece():
+                self._pieces.asked(effect)
                 node.request(effect)
             case StorePiece():
                 self._store(effect)

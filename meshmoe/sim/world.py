@@ -184,7 +184,7 @@ class World:
         def deliver() -> None:
             if asker.custody is not None:
                 custody = asker.custody
-                asker.process.run(lambda: custody.feed(answer))
+                asker.process.run(lambda: custody.answered(answer))
 
         size_bytes = answer.length if isinstance(answer, PieceArrived) else 0
         self.network.carry((server.name, asker.name), deliver, size_bytes)
