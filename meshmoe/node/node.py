@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -21,50 +20,37 @@ import trio
 from numpy.typing import NDArray
 
 from meshmoe import __version__
-from meshmoe.core.endpoints import Lane
-from meshmoe.core.errors import CapacityError, JoinError, MeshmoeError, RequestError
+from meshmoe.core.errors import JoinError, MeshmoeError, RequestError
 from meshmoe.core.ids import NodeId
 from meshmoe.core.links import LinkShape
-from meshmoe.core.units import format_size
-from meshmoe.custody import DEFAULT as CUSTODY
-from meshmoe.custody import CustodyMachine, Life
+from meshmoe.custody import Life
 from meshmoe.engine.compute import ComputeError
 from meshmoe.engine.engine import Engine, EngineLimits, open_engine
 from meshmoe.engine.model import MoeModel, load_moe_model
-from meshmoe.engine.pool import ExpertPool, PoolChange
-from meshmoe.engine.remote import LayerCall
+from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.request import GenerationEvent, GenerationRequest
-from meshmoe.gossip import Load, NodeInfo
 from meshmoe.membership import Learned, NameConflict
 from meshmoe.model.bundled import bundled_model_dir
-from meshmoe.node.call_rows import cut
-from meshmoe.node.custody_driver import CustodyDriver, now_s
+from meshmoe.node.announcing import State, node_info, node_load
 from meshmoe.node.custody_file import CustodyFile
 from meshmoe.node.expert_times import ExpertTimes, measurements
-from meshmoe.node.express import Express
+from meshmoe.node.handing_over import hand_over
 from meshmoe.node.history import HistorySample
 from meshmoe.node.joining import Doorkeeper
 from meshmoe.node.link_news import LinkNews
-from meshmoe.node.measure import auto_capacity_bytes, card_capacity_bytes
+from meshmoe.node.listening import open_listening
 from meshmoe.node.mesh_keeper import MeshKeeper
 from meshmoe.node.meters import Meters
 from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_checkpoint
+from meshmoe.node.outfit import begin_custody, begin_placement, connect_engine, make_pool, open_express
 from meshmoe.node.parts import Parts, wire_parts
 from meshmoe.node.reporting import NotReadyError, join_command, node_status, own_addresses, readiness_problem
 from meshmoe.node.reporting_mesh import CoverageKey
 from meshmoe.node.security import Security
 from meshmoe.node.serving import Serving
-from meshmoe.node.settings import DEFAULT_PORT, NodeSettings
+from meshmoe.node.settings import NodeSettings
 from meshmoe.node.status import CoverageStatus, LeaveProgress, NodeStatus
-from meshmoe.node.unit_intake import UnitIntake
-from meshmoe.node.wants import Wants
-from meshmoe.placement.live import DEFAULT as LIVE
-from meshmoe.placement.live import Planner
-from meshmoe.placement.live.demand import DemandKeeper
-from meshmoe.placement.world import ModelShape, NodeSpec
-from meshmoe.transport.base import Transport
-from meshmoe.transport.impaired import ImpairedTransport, open_impaired_transport
-from meshmoe.transport.zmq_transport import open_zmq_transport
+from meshmoe.transport.impaired import ImpairedTransport
 from meshmoe.wire.messages import Hello, Welcome
 
 logger = logging.getLogger(__name__)
@@ -72,20 +58,12 @@ logger = logging.getLogger(__name__)
 PUBLISH_INTERVAL_S = 1.0
 """How often load and holdings are told at least; holdings are told at once when they change."""
 
-LEAVE_TIMEOUT_S = 600.0
-"""How long a leaving node hands over at most: 30 GiB at a gigabit. Custody itself gives up much earlier if nobody takes
-anything any more."""
-
 GREET_AGAIN_S = 20.0
 """How often a node looks whether its --peer addresses are of its mesh, and says hello where they are not. When
 everybody who remembered the mesh has gone or been wiped, newcomers would else be a mesh apart for ever."""
 
 DRAIN_TIMEOUT_S = 30.0
 """How long a leaving node's own requests may go on."""
-
-EXPERT_S = 50e-6
-ROW_S = 5e-6
-"""To compute an expert for one row, and for each further row."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -134,7 +112,9 @@ class Node:
             self.security = await trio.to_thread.run_sync(Security, self.settings.node, self.settings.state_dir)
             if not self.settings.peers:
                 self.security.begin()
-        async with self._listen() as transport:
+        keyring = self.security.keyring if self.security is not None else None
+        listening = open_listening(self.settings, self.generation, keyring, self._rng.getrandbits(32))
+        async with listening as (transport, self._impaired):
             parts = wire_parts(self.settings, self.generation, transport, self._rng, self.security)
             parts.membership.on_conflict = self._name_conflict
             Doorkeeper(parts.messenger, parts.membership, self._welcome, self.spawn, parts.admission)
@@ -158,15 +138,16 @@ class Node:
         self.model_source = await self._obtain_model(parts, own_model, welcome)
         parts.unit_server.source = self.model_source.source
         self.model = await self._load_trunk(self.model_source)
-        self.pool = self._make_pool(self.model_source, self.model)
-        self._begin_custody(parts, self.model_source, self.model, self.pool)
-        self._begin_placement(parts, self.model, self.pool)
+        self.pool = make_pool(self.settings, self.model_source, self.model, self._device)
+        life = Life(self.settings.node, self.generation)
+        begin_custody(self.settings.node, life, parts, self.custody_file, self.model_source, self.model, self.pool)
+        begin_placement(self.settings, self.generation, self._rng, parts, self.model, self.pool)
         limits = EngineLimits(
             drafts=self.settings.drafts, threads=self.settings.threads, kv_cache_bytes=self.settings.kv_cache_bytes
         )
         async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
             if self.settings.express:
-                await self._open_express(parts, engine)
+                await open_express(parts, engine, self.spawn)
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(parts.custody.run)
@@ -192,28 +173,6 @@ class Node:
             return None
         self.phase = "loading"
         return await open_checkpoint(directory, self.settings.cache_dir, self._report)
-
-    @asynccontextmanager
-    async def _listen(self) -> AsyncIterator[Transport]:
-        host, port = self.settings.listen
-        keyring = self.security.keyring if self.security is not None else None
-        async with AsyncExitStack() as stack:
-            try:
-                wanted = DEFAULT_PORT if port is None else port
-                opened = open_zmq_transport(self.settings.node, self.generation, host, wanted, keyring=keyring)
-                transport: Transport = await stack.enter_async_context(opened)
-            except MeshmoeError:
-                if port is not None:
-                    raise
-                logger.info("port %d is taken: listening on free ones", DEFAULT_PORT)
-                opened = open_zmq_transport(self.settings.node, self.generation, host, 0, keyring=keyring)
-                transport = await stack.enter_async_context(opened)
-            if self.settings.links:
-                seed = self._rng.getrandbits(32)
-                transport = self._impaired = await stack.enter_async_context(
-                    open_impaired_transport(transport, self.settings.links, seed)
-                )
-            yield transport
 
     def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run an async function as a task of this node."""
@@ -280,82 +239,8 @@ class Node:
     def _device(self) -> torch.device | None:
         return torch.device("cuda") if self.settings.device == "cuda" else None
 
-    def _make_pool(self, model_source: ModelSource, model: MoeModel) -> ExpertPool:
-        sizes = [model.expert_bytes[expert.layer] for expert in model.experts]
-        if self.settings.capacity is not None:
-            capacity_bytes = min(self.settings.capacity.resolve(sum(sizes)), sum(sizes))
-        else:
-            auto = card_capacity_bytes() if self._device else auto_capacity_bytes(model_source.source.trunk_bytes)
-            capacity_bytes = min(auto, sum(sizes))
-        if capacity_bytes < min(sizes):
-            raise CapacityError(
-                f"capacity {format_size(capacity_bytes)} is too small for one expert of this model "
-                f"({format_size(min(sizes))}): give more with --capacity"
-            )
-        return ExpertPool(capacity_bytes, self._device)
-
-    def _begin_custody(self, parts: Parts, source: ModelSource, model: MoeModel, pool: ExpertPool) -> None:
-        name, digest = self.settings.node, source.manifest.model_digest
-        parts.gossip.view.limit([layer.n_experts for layer in model.layers])
-        expert_bytes = {expert: model.expert_bytes[expert.layer] for expert in model.experts}
-        machine = CustodyMachine(
-            CUSTODY,
-            Life(name, self.generation),
-            digest,
-            expert_bytes,
-            pool.capacity_bytes,
-            self.custody_file.state_for(digest, name),
-            now_s(),
-        )
-        custody = parts.custody
-        wants = Wants(name, expert_bytes, pool.capacity_bytes)
-        intake = UnitIntake(source.source, pool, parts.unit_client, expert_bytes, model.dtype, custody.feed)
-        custody.begin(machine, wants, intake, pool, self.custody_file)
-
-    def _begin_placement(self, parts: Parts, model: MoeModel, pool: ExpertPool) -> None:
-        sizes = np.zeros((len(model.layers), max(layer.n_experts for layer in model.layers)), np.int64)
-        for expert in model.experts:
-            sizes[expert.layer, expert.index] = model.expert_bytes[expert.layer]
-        shape = ModelShape(sizes, int(model.config.hidden_size) * model.dtype.itemsize)
-        # Numbers of exchanges rise over all lives of a node: 65,536 for each millisecond that it has lived.
-        first_id, now = self.generation << 16, time.monotonic()
-        spec = NodeSpec(pool.capacity_bytes, expert_s=EXPERT_S, row_s=ROW_S)
-        planner = Planner(LIVE, self.settings.node, shape, spec, first_id, Random(self._rng.random()), now)
-        half_life_s = self.settings.demand_half_life_s
-        keeper = DemandKeeper(shape.layers, shape.experts, half_life_s, Random(self._rng.random()), now)
-        parts.placement.begin(planner, keeper, sizes, ROW_S)
-
-    async def _open_express(self, parts: Parts, engine: Engine) -> None:
-        """Let the compute thread serve the data lane itself, where the transport can do that."""
-        transport = parts.messenger.transport
-        await parts.messenger.stop_receiving(Lane.DATA)
-        lane = transport.open_direct(Lane.DATA)
-        if lane is None:
-            self.spawn(lambda: parts.messenger.receive_on(Lane.DATA))
-            return
-        express = parts.express = Express(
-            lane, engine, parts.mesh, parts.expert_client, parts.expert_server, parts.messenger
-        )
-        engine.peer_calls_besides = express.serving
-        engine.compute.attach(express)
-
     def _connect_engine(self, parts: Parts, engine: Engine, pool: ExpertPool) -> None:
-        async def compute_here(call: LayerCall, rows: dict[int, list[int]]) -> dict[int, torch.Tensor]:
-            asked = list(rows.items())
-            outputs = await engine.compute_experts(
-                call.layer, asked, call.hidden, decode=call.decode, deadline=math.inf
-            )
-            return dict(zip(rows, cut(outputs, [len(numbers) for _, numbers in asked]), strict=True))
-
-        def holdings_changed(_: PoolChange) -> None:
-            parts.gossip.publish_holdings(pool.experts())
-            parts.mesh.announce_change()
-
-        parts.expert_client.resident = pool.__contains__
-        parts.expert_client.compute_here = compute_here
-        parts.expert_server.engine = engine
-        parts.placement.take_routed = engine.counts.log.take
-        pool.subscribe(holdings_changed)
+        connect_engine(parts, engine, pool)
         self.serving.engine = engine
         self.phase = "serving"
         self._publish(parts)
@@ -376,25 +261,14 @@ class Node:
             logger.warning("two nodes are named %s: give one another name", conflict.node)
 
     def _publish(self, parts: Parts) -> None:
-        pool, model, engine = self.pool, self.model_source, self.serving.engine
-        info = NodeInfo(
-            state="leaving" if self.phase == "leaving" else "serving" if engine is not None else "starting",
-            endpoints=parts.endpoints,
-            software=__version__,
-            model_digest=model.manifest.model_digest if model else None,
-            capacity_bytes=pool.capacity_bytes if pool is not None else 0,
-            stores_model=model.whole if model else False,
-            expert_call_us=round(1e6 * self.expert_times.call_s) if self.expert_times is not None else 0,
-            expert_rows_per_s=round(1 / max(1e-9, self.expert_times.row_s)) if self.expert_times is not None else 0,
-        )
+        state: State = "leaving" if self.phase == "leaving" else "serving" if self.serving.engine else "starting"
+        parts.gossip.publish(node_info(state, parts.endpoints, self.model_source, self.pool, self.expert_times))
+        pool, engine = self.pool, self.serving.engine
         if pool is None or engine is None:
-            parts.gossip.publish(info)
             return
-        queue = engine.stats().peer_calls
-        queue_us = round(queue * 1e6 * self.expert_times.call_s) if self.expert_times is not None else 0
         links = self._link_news.of(parts.membership.present()) if self._link_news is not None else None
-        load = Load(pool.free_bytes, pool.used_bytes, queue_calls=queue, queue_us=queue_us)
-        parts.gossip.publish(info, load, *([links] if links is not None else []))
+        load = node_load(pool, engine.stats().peer_calls, self.expert_times)
+        parts.gossip.publish(load, *([links] if links is not None else []))
         parts.gossip.publish_holdings(pool.experts())
 
     async def _mind_compute(self, engine: Engine) -> None:
@@ -520,32 +394,13 @@ class Node:
         parts = self.parts
         if parts is not None and parts.custody.machine is not None and parts.mesh.serving():
             self._publish(parts)
-            async for step in self._hand_over(parts.custody):
+            async for step in hand_over(parts.custody):
                 yield step
         await self.serving.drain(timeout_s=DRAIN_TIMEOUT_S)
         if parts is not None:
             await parts.membership.leave()
         yield LeaveProgress(0, 0, "left")
         self.stop()
-
-    async def _hand_over(self, custody: CustodyDriver) -> AsyncIterator[LeaveProgress]:
-        """Give every expert in custody to another node; ends when that is done, or nobody takes any more."""
-        custody.leave()
-        deadline_s = trio.current_time() + LEAVE_TIMEOUT_S
-        while custody.leave_finished is None:
-            with trio.move_on_at(deadline_s) as scope:  # no yield in here: a scope must not outlive its task's step
-                await custody.wait_leave_news()
-            if scope.cancelled_caught:
-                break
-            step = custody.leave_progress
-            yield LeaveProgress(step.total - step.done, step.total, "others take over what this node keeps")
-        finished = custody.leave_finished
-        if finished is not None and finished.kept:
-            (expert, reason), total = finished.kept[0], custody.leave_progress.total
-            short_bytes = custody.machine.missing_bytes if custody.machine is not None else 0
-            why = f"the others lack {format_size(short_bytes)} of capacity" if short_bytes else f"{expert}: {reason}"
-            text = f"{len(finished.kept)} experts could not be handed over ({why})"
-            yield LeaveProgress(len(finished.kept), total, text)
 
     def _model(self) -> MoeModel:
         if self.model is None:
