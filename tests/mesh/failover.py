@@ -12,10 +12,11 @@ of 20 ms, and the victim is frozen for a moment first, so that passes that need 
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,14 @@ def node_flags(case: str, shares: dict[str, str], directory: Path) -> list[str]:
     return ["--links", str(links), "--drafts", str(DRAFTS)]
 
 
-async def run_case(case: str, tokens: int, expected: list[list[int]], nodes: int = 4) -> Outcome:
+async def run_case(
+    case: str, tokens: int, expected: list[list[int]], nodes: int = 4, flags: Sequence[str] = ()
+) -> Outcome:
+    """Run one; ``flags`` are further ones of all nodes."""
     shares = node_shares(case, nodes)
     with tempfile.TemporaryDirectory() as directory:
         async with open_local_mesh(Path(directory)) as mesh:
-            flags = node_flags(case, shares, Path(directory))
+            flags = [*node_flags(case, shares, Path(directory)), *flags]
             await start(mesh, {name: share for name, share in shares.items() if case != "join" or name != "dog"}, flags)
             victim = mesh.nodes["dog"] if case != "join" else None
             staying = [node for node in mesh.nodes.values() if node is not victim]
@@ -152,7 +156,7 @@ async def run_case(case: str, tokens: int, expected: list[list[int]], nodes: int
             async def fault() -> None:
                 address = await mesh.join_word("ant")
                 if case == "join":
-                    newcomer = mesh.add("dog", "--capacity", shares["dog"], "--threads", "1")
+                    newcomer = mesh.add("dog", "--capacity", shares["dog"], "--threads", "1", *flags)
                     newcomer.start("--peer", address)
                     return
                 assert victim is not None
@@ -203,12 +207,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--nodes", type=int, action="append", help="how many; repeat for several (3, 5 and 7)")
+    parser.add_argument("--join", default="", metavar="FLAGS", help="further flags of meshmoe join for all nodes")
     parser.add_argument("cases", nargs="*", default=[*CASES, LAST_HOLDER], help="the last one has two nodes")
     arguments = parser.parse_args()
     expected = trio.run(tokens_alone, arguments.tokens)
     several = [(case, nodes) for nodes in arguments.nodes or (3, 5, 7) for case in arguments.cases if case in CASES]
     for case, nodes in several + [(LAST_HOLDER, 2)] * (LAST_HOLDER in arguments.cases):
-        outcome = trio.run(run_case, case, arguments.tokens, expected, nodes)
+        outcome = trio.run(run_case, case, arguments.tokens, expected, nodes, shlex.split(arguments.join))
         sys.stdout.write(f"{outcome}\n")
         sys.stdout.flush()
     return 0
