@@ -18,10 +18,14 @@ from meshmoe.bench_engine.load_figures import LoadFigure, load_table
 from meshmoe.bench_engine.mesh_figures import MeshFigure, mesh_table
 from meshmoe.bench_engine.openai_stream import Server
 from meshmoe.bench_engine.texts import OPENINGS, characters_for, long_text, short_prompt
+from meshmoe.cli.adapting import Use, adapt
 from meshmoe.cli.bench_contest import Contestant, Wanted, in_turns, mean_rtt_ms, open_contestants
 from meshmoe.core.config import Topology, parse_topology
 from meshmoe.core.errors import ConfigError
 from meshmoe.node.data_files import read_data_file
+
+ADAPT_TEXTS_FROM = 1000
+"""Numbers of the texts that a mesh writes to show its nodes' use: none that is measured."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -191,6 +195,15 @@ def _prefill_table(figures: list[dict[str, Any]]) -> str:
     "--streams", type=click.IntRange(1), multiple=True, help="On each node at once; may be repeated.  [default: 1, 4]"
 )
 @click.option("--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Of each answer.")
+@click.option(
+    "--adapt",
+    "adapt_s",
+    type=click.FloatRange(0),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long each mesh is used before at most, until experts stand where they are used; 0 for not at all.",
+)
 def mesh(
     model: Path | None,
     join: str,
@@ -201,12 +214,14 @@ def mesh(
     topology: str,
     streams: tuple[int, ...],
     max_tokens: int,
+    adapt_s: float,
 ) -> None:
     """Put a load on a mesh over a topology file's links, all of it on this box.
 
-    Each node is asked for texts of its domain: first one stream at a time, then --streams on every node at once. What
-    the links cost is rounds a token times their round trip; everything else is computing and overhead. Servers given
-    with --against get all streams of all nodes.
+    Each node is asked for texts of its domain: until experts have moved to where they are used, then one stream at a
+    time, then --streams on every node at once. What the links cost is rounds a
+    token times their round trip; everything else is computing and overhead. Servers given with --against get all
+    streams of all nodes.
     """
     parsed = parse_topology(*read_data_file("topology", topology, "--topology"))
     if any(not parsed.links_of(name) for name in parsed.nodes) and len(parsed.nodes) > 1:
@@ -216,6 +231,8 @@ def mesh(
         wanted = Wanted(model, join, compare, against)
         found: list[MeshFigure] = []
         async with open_contestants(wanted, parsed, topology, _progress) as contestants:
+            for contestant in contestants if adapt_s else ():
+                await _adapt(contestant, parsed, adapt_s)
             for case in (0, *(streams or (1, 4))):
 
                 async def load(contestant: Contestant, turn: int, case: int = case) -> Outcome:
@@ -232,6 +249,21 @@ def mesh(
 
     figures = trio.run(run)
     _write(figures, mesh_table(figures), as_json)
+
+
+async def _adapt(contestant: Contestant, topology: Topology, most_s: float) -> None:
+    """Have experts move to where they are used: other texts than those of the measurement, of the same domains."""
+    if not contestant.nodes:
+        return
+    uses = [
+        Use(node, lambda number, domain=place.domain or "prose": short_prompt(domain, ADAPT_TEXTS_FROM + number))
+        for node, place in zip(contestant.nodes, topology.nodes.values(), strict=True)
+    ]
+    took_s = await adapt(uses, most_s)
+    rest = (
+        f"stand where they are used after {took_s:.0f} s" if took_s is not None else f"still move after {most_s:.0f} s"
+    )
+    _progress(f"{contestant.name}: experts {rest} of use")
 
 
 async def _mesh_load(contestant: Contestant, topology: Topology, case: int, turn: int, max_tokens: int) -> Outcome:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from meshmoe.cli.adapting import Use, adapt
 from meshmoe.cli.local_mesh import LocalMesh, LocalNode, open_local_mesh
 from meshmoe.core.config import Topology, parse_topology
 from meshmoe.core.errors import ConfigError, MeshmoeError
@@ -29,9 +29,6 @@ from meshmoe.node.preparing import prepare
 
 ADAPT_S_MAX = 90.0
 """How long the demo waits for experts to move to where they are used."""
-
-CALM_LOOKS = 3
-"""So many seconds in a row nothing may move before the demo asks again."""
 
 ALONE = "alone"
 """Name of the node that holds the whole model and writes the texts to compare with."""
@@ -110,7 +107,8 @@ async def _demo(
             before, after = (_streams(topology, prompt) for _ in range(2))
             await _ask_all(console, mesh, before, max_tokens)
             with console.status("every node writes texts of its domain; experts move to where they are used ..."):
-                adapted_s = await _adapt(mesh, topology, before)
+                uses = [Use(mesh.nodes[NodeId(stream.node)], lambda _, p=stream.prompt: p) for stream in before]
+                adapted_s = await adapt(uses, ADAPT_S_MAX)
             if adapted_s is None:
                 console.print(f"experts were still moving after {ADAPT_S_MAX:.0f} s of use")
             else:
@@ -125,39 +123,6 @@ def _streams(topology: Topology, prompt: str | None) -> list[Stream]:
         Stream(name, node.domain or "prose", prompt or PROMPTS.get(node.domain or "", PROMPTS["prose"]))
         for name, node in topology.nodes.items()
     ]
-
-
-async def _adapt(mesh: LocalMesh, topology: Topology, streams: list[Stream]) -> float | None:
-    """Use the nodes until the placement follows that use and has come to rest; returns how long it took, if it did."""
-    began_s = trio.current_time()
-
-    async def write(stream: Stream) -> None:
-        for seed in count():
-            body = {"model": "default", "prompt": stream.prompt, "max_tokens": 64, "temperature": 0.8, "seed": seed}
-            await mesh.nodes[NodeId(stream.node)].complete(body)
-
-    with trio.move_on_after(ADAPT_S_MAX) as scope:
-        async with trio.open_nursery() as nursery:
-            for stream in streams:
-                nursery.start_soon(write, stream)
-            calm = 0
-            while calm < CALM_LOOKS:
-                await trio.sleep(1.0)
-                statuses = [await mesh.nodes[name].status() for name in topology.nodes]
-                calm = calm + 1 if _is_calm(statuses) else 0
-            nursery.cancel_scope.cancel()
-    return None if scope.cancelled_caught else trio.current_time() - began_s
-
-
-def _is_calm(statuses: list[dict[str, Any]]) -> bool:
-    """Whether weights have followed use, nothing moves, and all agree on who holds what."""
-    return all(
-        status["placement"]["settled"]
-        and not status["custody"]["intakes"]
-        and not status["custody"]["migrations"]
-        and status["agreement"]["equal"]
-        for status in statuses
-    )
 
 
 async def _start(mesh: LocalMesh, topology: Topology, topology_name: str, model: Path | None) -> None:
