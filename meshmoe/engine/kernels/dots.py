@@ -39,7 +39,7 @@ from meshmoe.engine.kernels.primitives import (
 
 _LANES = 16
 _SUMS = 2
-_AHEAD_BYTES = 2048
+_AHEAD_BYTES = 4096
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 
 
@@ -118,10 +118,13 @@ def _add_pairs(builder: Any, w: Any, x: Any, total: Any) -> Any:
     return fused(builder, firsts[0], firsts[1], fused(builder, seconds[0], seconds[1], total))
 
 
-def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any) -> list[Any]:
-    """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost."""
+def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ahead: Any) -> list[Any]:
+    """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost.
+
+    Weights are read ``ahead`` numbers ahead, of every row.
+    """
     sums = [[_Sums(builder) for _ in x] for _ in w]
-    size, paired = stored(tag)[1], tag == types.uint16
+    paired = tag == types.uint16
     width = 2 * _LANES if paired else _LANES
 
     def load(row: Any, at: Any, lanes: int) -> Any:
@@ -141,9 +144,9 @@ def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any) -> li
     whole = builder.mul(builder.udiv(n, step), step)
     with cgutils.for_range_slice(builder, constant(0), whole, step, I64) as (at, _):
         for weights in w:
-            _prefetch(builder, builder.gep(weights, [builder.add(at, constant(_AHEAD_BYTES // size))]))
+            _prefetch(builder, builder.gep(weights, [builder.add(at, ahead)]))
             if paired:
-                _prefetch(builder, builder.gep(weights, [builder.add(at, constant(_AHEAD_BYTES // size + width))]))
+                _prefetch(builder, builder.gep(weights, [builder.add(builder.add(at, ahead), constant(width))]))
         for vector in range(_SUMS):
             add(builder.add(at, constant(vector * width)), vector)
     vectors = builder.mul(builder.udiv(n, one), one)
@@ -181,7 +184,12 @@ def _make_dots(w_rows: int, x_rows: int) -> Any:
             _tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n = arguments
             w_pointers = _rows(builder, tag, w, w_stride, w_rows)
             x_pointers = _rows(builder, tag, x, x_stride, x_rows)
-            results = iter(_emit_dots(builder, tag, w_pointers, x_pointers, n))
+            # To where the same place of later rows stands: every line is then asked for once, however long a row is.
+            together = builder.mul(w_stride, constant(w_rows))
+            some = builder.select(builder.icmp_signed(">", together, constant(0)), together, constant(1))
+            least = constant(_AHEAD_BYTES // stored(tag)[1] - 1)
+            ahead = builder.mul(builder.udiv(builder.add(least, some), some), some)
+            results = iter(_emit_dots(builder, tag, w_pointers, x_pointers, n, ahead))
             out = pointer_to(builder, types.float32, y)
             for i in range(w_rows):
                 for j in range(x_rows):
@@ -217,7 +225,8 @@ LONG_VECTORS = _has("avx512f")
 def _dot(_context: Any, tag: Any, w: Any, x: Any, n: Any) -> Any:
     def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
         rows = [pointer_to(builder, tag, arguments[1])], [pointer_to(builder, tag, arguments[2])]
-        return _emit_dots(builder, tag, *rows, arguments[3])[0]
+        ahead = constant(_AHEAD_BYTES // stored(tag)[1])
+        return _emit_dots(builder, tag, *rows, arguments[3], ahead)[0]
 
     return types.float32(tag, types.int64, types.int64, types.int64), generate
 
