@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import trio
@@ -19,11 +18,11 @@ class Use(NamedTuple):
 
     Attributes:
         node: The node.
-        prompt: The beginning of its n-th text.
+        prompts: The beginnings of its texts; endless.
     """
 
     node: LocalNode
-    prompt: Callable[[int], str]
+    prompts: Iterable[str]
 
 
 async def adapt(uses: Sequence[Use], most_s: float) -> float | None:
@@ -39,8 +38,7 @@ async def adapt(uses: Sequence[Use], most_s: float) -> float | None:
     began_s = trio.current_time()
 
     async def write(use: Use) -> None:
-        for number in count():
-            prompt = use.prompt(number)
+        for number, prompt in enumerate(use.prompts):
             await use.node.complete(
                 {"model": "default", "prompt": prompt, "max_tokens": 64, "temperature": 0.8, "seed": number}
             )

@@ -251,12 +251,16 @@ def mesh(
     _write(figures, mesh_table(figures), as_json)
 
 
+def _other_prompts(domain: str) -> Iterator[str]:
+    return (short_prompt(domain, number) for number in count(ADAPT_TEXTS_FROM))
+
+
 async def _adapt(contestant: Contestant, topology: Topology, most_s: float) -> None:
     """Have experts move to where they are used: other texts than those of the measurement, of the same domains."""
     if not contestant.nodes:
         return
     uses = [
-        Use(node, lambda number, domain=place.domain or "prose": short_prompt(domain, ADAPT_TEXTS_FROM + number))
+        Use(node, _other_prompts(place.domain or "prose"))
         for node, place in zip(contestant.nodes, topology.nodes.values(), strict=True)
     ]
     took_s = await adapt(uses, most_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ async def _demo(
             before, after = (_streams(topology, prompt) for _ in range(2))
             await _ask_all(console, mesh, before, max_tokens)
             with console.status("every node writes texts of its domain; experts move to where they are used ..."):
-                uses = [Use(mesh.nodes[NodeId(stream.node)], lambda _, p=stream.prompt: p) for stream in before]
+                uses = [Use(mesh.nodes[NodeId(stream.node)], repeat(stream.prompt)) for stream in before]
                 adapted_s = await adapt(uses, ADAPT_S_MAX)
             if adapted_s is None:
                 console.print(f"experts were still moving after {ADAPT_S_MAX:.0f} s of use")
