@@ -29,7 +29,7 @@ def trio_test(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(**fixtures: Any) -> None:
         async def main() -> None:
-            with trio.fail_after(20):
+            with trio.fail_after(60):  # only so that nothing hangs; the waits within have bounds of their own
                 await function(**fixtures)
 
         trio.run(main)
