@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 import trio
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +30,7 @@ from meshmoe.bench_engine.texts import short_prompt
 from meshmoe.bench_engine.turns import Progress
 from meshmoe.core.ids import ExpertId
 from meshmoe.core.links import LINK_PRESETS, LinkShape
+from meshmoe.engine.answering import answer_call
 from meshmoe.engine.drafts.mode import OFF, parse_draft_mode
 from meshmoe.engine.engine import Engine, EngineLimits, open_engine
 from meshmoe.engine.model import MoeModel, load_moe_model
@@ -97,19 +97,15 @@ class _Reckoned:
         return thread_time() + self.link_s
 
     async def compute(self, call: LayerCall) -> dict[int, Tensor]:
-        rows = sorted(call.rows.items())
-        deadline = trio.current_time() + 60.0
-        outputs = await self._engine.compute_experts(
-            call.layer, rows, call.hidden, decode=call.decode, deadline=deadline
-        )
+        outputs = await answer_call(self._engine, call, deadline=trio.current_time() + 60.0)
         sent = len({number for numbers in call.rows.values() for number in numbers})
         row_bytes = call.hidden.shape[1] * call.hidden.element_size()
         jitter_s = self._link.jitter_s * (self._random.random() + self._random.random())
-        wire_s = (sent + len(outputs)) * row_bytes / self._link.rate_bytes_per_s
+        wire_s = (sent + sum(map(len, call.rows.values()))) * row_bytes / self._link.rate_bytes_per_s
         took_s = self._link.rtt_s + jitter_s + CALL_S + wire_s
         self.link_s += took_s
         self.decode_s += took_s if call.decode else 0.0
-        return dict(zip((expert for expert, _ in rows), torch.split(outputs, [len(n) for _, n in rows]), strict=True))
+        return outputs
 
 
 @dataclass(frozen=True)
@@ -118,29 +114,34 @@ class _Text:
     right: tuple[int, ...]
 
 
-def measure_draft_cells(
-    directory: Path,
-    trace: str,
-    *,
-    links: Sequence[str],
-    redundancies: Sequence[float],
-    policies: Sequence[str],
-    modes: Sequence[str],
-    texts: int,
-    tokens: int,
-    progress: Progress,
-) -> list[DraftCell]:
-    """Measure every mode in every cell.
+@dataclass(frozen=True)
+class DraftCells:
+    """Which cells to measure, and how.
 
-    Args:
-        directory: The checkpoint that ``trace`` was recorded with; of a family that the lean path knows.
-        trace: Recorded routing that placement goes by.
+    Attributes:
         links: Names of presets.
         redundancies: See `DraftCell`.
         policies: Names of placement policies.
         modes: As `meshmoe join --drafts` takes them.
         texts: Of each node, besides those that warm it up.
         tokens: Of each text.
+    """
+
+    links: Sequence[str]
+    redundancies: Sequence[float]
+    policies: Sequence[str]
+    modes: Sequence[str]
+    texts: int
+    tokens: int
+
+
+def measure_draft_cells(directory: Path, trace: str, wanted: DraftCells, progress: Progress) -> list[DraftCell]:
+    """Measure every mode in every cell.
+
+    Args:
+        directory: The checkpoint that ``trace`` was recorded with; of a family that the lean path knows.
+        trace: Recorded routing that placement goes by.
+        wanted: The cells.
         progress: Told what is going on.
     """
     checkpoint = Checkpoint.open(directory)
@@ -149,30 +150,21 @@ def measure_draft_cells(
     whole = ExpertPool(1 << 50)
     for expert in model.experts:
         whole.add(expert, load_expert(checkpoint, expert, model.dtype))
-    return trio.run(_measure, model, whole, trace, links, redundancies, policies, modes, texts, tokens, progress)
+    return trio.run(_measure, model, whole, trace, wanted, progress)
 
 
 async def _measure(
-    model: MoeModel,
-    whole: ExpertPool,
-    trace: str,
-    links: Sequence[str],
-    redundancies: Sequence[float],
-    policies: Sequence[str],
-    modes: Sequence[str],
-    texts: int,
-    tokens: int,
-    progress: Progress,
+    model: MoeModel, whole: ExpertPool, trace: str, wanted: DraftCells, progress: Progress
 ) -> list[DraftCell]:
-    recorded, found = load_recorded(trace), []
+    recorded, found, texts = load_recorded(trace), [], range(WARM_TEXTS + wanted.texts)
     async with open_engine(model, whole, limits=EngineLimits(drafts=OFF)) as alone:
-        asked = [[await _text(alone, kind, n, tokens) for n in range(WARM_TEXTS + texts)] for kind in KINDS]
-        for redundancy in redundancies:
-            for link in links:
+        asked = [[await _text(alone, kind, number, wanted.tokens) for number in texts] for kind in KINDS]
+        for redundancy in wanted.redundancies:
+            for link in wanted.links:
                 fit, _ = worlds(recorded, Cell(trace, redundancy, "equal", link))
-                for policy in _policies(recorded, fit, model, policies):
+                for policy in _policies(recorded, fit, model, wanted.policies):
                     pools = [_pool(whole, held) for held in policy.place(fit)]
-                    for mode in modes:
+                    for mode in wanted.modes:
                         progress(f"redundancy {redundancy:g}, {link}, {policy.name}, drafts {mode}")
                         of = _Cell(link, redundancy, policy.name, mode)
                         found.append(await _measure_cell(model, pools, alone, asked, of))

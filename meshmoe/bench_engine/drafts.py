@@ -14,13 +14,13 @@ from statistics import median
 from typing import Literal
 
 import msgspec
-import torch
 import trio
 from torch import Tensor
 
 from meshmoe.bench_engine.decode import write_text
 from meshmoe.bench_engine.turns import Progress
 from meshmoe.core.ids import ExpertId
+from meshmoe.engine.answering import answer_call
 from meshmoe.engine.drafts.mode import OFF, parse_draft_mode
 from meshmoe.engine.engine import Engine, EngineLimits, open_engine
 from meshmoe.engine.model import MoeModel, load_moe_model
@@ -75,14 +75,9 @@ class _Far:
 
     async def compute(self, call: LayerCall) -> dict[int, Tensor]:
         arrives_s = trio.current_time() + self._rtt_s
-        rows = sorted(call.rows.items())
-        deadline = trio.current_time() + 60.0
-        outputs = await self._engine.compute_experts(
-            call.layer, rows, call.hidden, decode=call.decode, deadline=deadline
-        )
+        outputs = await answer_call(self._engine, call, deadline=trio.current_time() + 60.0)
         await trio.sleep_until(max(arrives_s, trio.current_time()))
-        parts = torch.split(outputs, [len(numbers) for _, numbers in rows])
-        return {expert: part for (expert, _), part in zip(rows, parts, strict=True)}
+        return outputs
 
 
 def measure_drafts(

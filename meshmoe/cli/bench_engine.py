@@ -168,7 +168,7 @@ def draft_cells(
     """
     import torch
 
-    from meshmoe.bench.draft_cells import draft_cells_table, measure_draft_cells
+    from meshmoe.bench.draft_cells import DraftCells, draft_cells_table, measure_draft_cells
     from meshmoe.bench.passes import ForDrafts
     from meshmoe.model.bundled import bundled_model_dir
     from meshmoe.placement.policies import all_policies
@@ -177,17 +177,8 @@ def draft_cells(
     if unknown := sorted(set(policies) - set(known)):
         raise ConfigError(f"--policy: there is no {unknown[0]}: give one of {', '.join(known)}")
     torch.set_num_threads(1)
-    figures = measure_draft_cells(
-        bundled_model_dir(),
-        "edge-12m",
-        links=links or tuple(LINK_PRESETS),
-        redundancies=redundancies,
-        policies=policies,
-        modes=modes,
-        texts=texts,
-        tokens=tokens,
-        progress=_progress,
-    )
+    wanted = DraftCells(links or tuple(LINK_PRESETS), redundancies, policies, modes, texts, tokens)
+    figures = measure_draft_cells(bundled_model_dir(), "edge-12m", wanted, _progress)
     _write(figures, draft_cells_table(figures), as_json)
 
 

@@ -129,7 +129,7 @@ def live(
     shape = model_shape(Checkpoint.open(model or bundled_model_dir()))
     flags = ("--half-life", str(half_life_s), "--drafts", drafts)
     try:
-        run = trio.run(_bounded, parsed, topology, model, shape, seconds, flags, max_tokens)
+        run = trio.run(_live, parsed, topology, model, shape, seconds, flags, max_tokens)
     except trio.TooSlowError:
         raise MeshmoeError(f"the mesh did not get through twice {seconds:g} s in time: this box is too busy") from None
     if as_json:
@@ -137,19 +137,6 @@ def live(
         return
     click.echo(curve_table(run, BIN_S))
     click.echo("\n" + phase_table(run.phases))
-
-
-async def _bounded(
-    topology: Topology,
-    topology_name: str,
-    model: Path | None,
-    shape: ModelShape,
-    seconds: float,
-    flags: tuple[str, ...],
-    max_tokens: int,
-) -> LiveRun:
-    with trio.fail_after(BESIDES_S_MAX + 2 * seconds):
-        return await _live(topology, topology_name, model, shape, seconds, flags, max_tokens)
 
 
 async def _live(
@@ -162,7 +149,8 @@ async def _live(
     max_tokens: int,
 ) -> LiveRun:
     own = ("--model", str(model)) if model is not None else ()
-    with tempfile.TemporaryDirectory(prefix="meshmoe-", ignore_cleanup_errors=True) as directory:
+    files = tempfile.TemporaryDirectory(prefix="meshmoe-", ignore_cleanup_errors=True)
+    with files as directory, trio.fail_after(BESIDES_S_MAX + 2 * seconds):
         async with open_local_mesh(Path(directory)) as mesh:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(prepare)

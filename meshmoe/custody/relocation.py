@@ -11,7 +11,7 @@ a claim may go: the custody rule does.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from meshmoe.core.ids import ExpertId, NodeId
@@ -35,7 +35,7 @@ class Relocation:
         self._desk = desk
         self._donors = donors
         self._look_s = NEVER_S
-        self._misplaced: deque[ExpertId] = deque()
+        self._misplaced: OrderedDict[ExpertId, None] = OrderedDict()
         self._resting_until_s: dict[ExpertId, float] = {}
 
     def plans_changed(self, *, any_plans: bool) -> None:
@@ -54,7 +54,8 @@ class Relocation:
                 continue
             if not desk.survey.holders(expert).isdisjoint(desk.plan.guardians[expert]):
                 self._resting_until_s.pop(expert, None)
-                self._misplaced.appendleft(expert)
+                self._misplaced[expert] = None
+                self._misplaced.move_to_end(expert, last=False)
 
     def advance(self) -> None:
         """Give what is due, as many at once as migrations may be."""
@@ -62,10 +63,11 @@ class Relocation:
         if desk.leaving:
             return
         if desk.now >= self._look_s:
-            self._misplaced = deque(expert for expert in desk.book.standing() if self._is_misplaced(expert))
+            standing = desk.book.standing()
+            self._misplaced = OrderedDict.fromkeys(expert for expert in standing if self._is_misplaced(expert))
             self._look_s = desk.now + (LOOK_S if self._misplaced else 10 * LOOK_S)
         while self._misplaced and len(self._donors) < desk.config.migrations_max:
-            expert = self._misplaced.popleft()
+            expert, _ = self._misplaced.popitem(last=False)
             if self._resting_until_s.get(expert, 0.0) > desk.now or not self._is_misplaced(expert):
                 continue
             peer = self._taker(expert, desk.plan.guardians[expert])

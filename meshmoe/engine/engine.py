@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import psutil
-import torch
 import trio
 from torch import Tensor, nn
 
@@ -25,6 +23,7 @@ from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation, generate
 from meshmoe.engine.grammar import Grammars
 from meshmoe.engine.kernels.choice import crew_for, is_plain
+from meshmoe.engine.kv_room import card_kv_cache_bytes, default_kv_cache_bytes
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     from meshmoe.engine.lean.scheduler import Scheduler
 
 _WINDOW_S = 10.0
-
-KV_CACHE_BYTES_MIN = 64 << 20
-"""The default is not less, however little memory is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +355,7 @@ def _lean_engine(engine: Engine, remote: RemoteExperts | None) -> LeanEngine | N
         from meshmoe.engine.cuda.engine import CudaEngine
 
         asked, card = engine.limits.kv_cache_bytes, engine.model.card
-        kv_bytes = _card_kv_cache_bytes(engine) if asked is None else asked
+        kv_bytes = card_kv_cache_bytes(engine.model, engine.limits.active_max, engine.pool) if asked is None else asked
         return CudaEngine(engine.model.lean, card, engine.pool, sizes, remote, engine.counts, kv_bytes)
     asked = engine.limits.kv_cache_bytes
     kv_bytes = default_kv_cache_bytes(engine.model, engine.limits.active_max) if asked is None else asked
@@ -374,20 +370,6 @@ def _scheduler(
     from meshmoe.engine.lean.scheduler import Scheduler
 
     return Scheduler(lean, compute, nursery, drafts)
-
-
-def _card_kv_cache_bytes(engine: Engine) -> int:
-    """The same on a card: no more than half of what experts and trunk leave free there."""
-    most = engine.limits.active_max * engine.model.cache.bytes_for(engine.model.context_length)
-    free_bytes, _ = torch.cuda.mem_get_info(engine.pool.device)
-    left_bytes = free_bytes + engine.pool.used_bytes - engine.pool.capacity_bytes
-    return min(most, max(KV_CACHE_BYTES_MIN, left_bytes // 2))
-
-
-def default_kv_cache_bytes(model: MoeModel, active_max: int) -> int:
-    """Room for keys and values: what all requests could need at most, but no more than a quarter of the free memory."""
-    most = active_max * model.cache.bytes_for(model.context_length)
-    return min(most, max(KV_CACHE_BYTES_MIN, psutil.virtual_memory().available // 4))
 
 
 @asynccontextmanager

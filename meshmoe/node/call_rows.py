@@ -44,15 +44,6 @@ def distinct_rows(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[Tensor, l
     return part.contiguous(), wanted
 
 
-def cut(outputs: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """Cut ``[sum of counts, H]`` into consecutive parts of so many rows."""
-    parts, begin = [], 0
-    for count in counts:
-        parts.append(outputs[begin : begin + count])
-        begin += count
-    return parts
-
-
 def read_outputs(decoded: Decoded, peer: NodeId, counts: Sequence[int], hidden: Tensor) -> list[Tensor]:
     """The outputs in a reply, expert by expert.
 
@@ -72,7 +63,7 @@ def read_outputs(decoded: Decoded, peer: NodeId, counts: Sequence[int], hidden: 
         raise WireError(f"reply from {peer} is {list(outputs.shape)} {outputs.dtype}, not what was asked for")
     if not _all_finite(outputs):
         raise WireError(f"reply from {peer} has values that are no numbers, or infinite")
-    return cut(outputs, counts)
+    return list(torch.split(outputs, list(counts)))
 
 
 def _all_finite(outputs: Tensor) -> bool:

@@ -38,6 +38,10 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
 REPEAT_S = 0.5
 
+GREET_AGAIN_S = 20.0
+"""How often a node looks whether its --peer addresses are of its mesh, and says hello where they are not. When
+everybody who remembered the mesh has gone or been wiped, newcomers would else be a mesh apart for ever."""
+
 REFUSING_MAX = 8
 """Refusals that are on their way at once; each holds a connection for two seconds."""
 
@@ -304,3 +308,19 @@ class Doorkeeper:
         except (OSError, trio.TooSlowError):
             return False
         return True
+
+
+async def keep_greeting(greeter: Greeter, membership: MembershipDriver, peers: Sequence[Contact], hello: Hello) -> None:
+    """Now and then: see that whoever lives at the addresses given by ``--peer`` is in this mesh."""
+    while True:
+        await trio.sleep(GREET_AGAIN_S)
+        members = membership.machine.members.values()
+        known = {(m.endpoints.host, m.endpoints.control_port) for m in members if m.state.present}
+        apart = [contact for contact in peers if known.isdisjoint(contact.addresses)]
+        for contact in apart:
+            try:
+                welcome = await greeter.greet([contact], hello)
+            except JoinError as error:
+                logger.debug("greeting again: %s", error)
+            else:
+                membership.feed(Learned(NodeId(welcome.node), welcome.generation, welcome.endpoints))

@@ -36,7 +36,7 @@ from meshmoe.node.custody_file import CustodyFile
 from meshmoe.node.expert_times import ExpertTimes, measurements
 from meshmoe.node.handing_over import hand_over
 from meshmoe.node.history import HistorySample
-from meshmoe.node.joining import Doorkeeper
+from meshmoe.node.joining import Doorkeeper, keep_greeting
 from meshmoe.node.link_news import LinkNews
 from meshmoe.node.listening import open_listening
 from meshmoe.node.mesh_keeper import MeshKeeper
@@ -57,10 +57,6 @@ logger = logging.getLogger(__name__)
 
 PUBLISH_INTERVAL_S = 1.0
 """How often load and holdings are told at least; holdings are told at once when they change."""
-
-GREET_AGAIN_S = 20.0
-"""How often a node looks whether its --peer addresses are of its mesh, and says hello where they are not. When
-everybody who remembered the mesh has gone or been wiped, newcomers would else be a mesh apart for ever."""
 
 DRAIN_TIMEOUT_S = 30.0
 """How long a leaving node's own requests may go on."""
@@ -155,7 +151,8 @@ class Node:
                 nursery.start_soon(parts.placement.run)
                 nursery.start_soon(self._measure_experts, parts, engine)
                 nursery.start_soon(self._mind_compute, engine)
-                nursery.start_soon(self._greet_again, parts, self.model_source.manifest.model_digest)
+                hello = self._hello(parts, self.model_source.manifest.model_digest)
+                nursery.start_soon(keep_greeting, parts.greeter, parts.membership, self.settings.peers, hello)
                 await self._stop.wait()
                 await self.before_stop()  # clients of open streams are told before the engine goes away under them
                 nursery.cancel_scope.cancel()
@@ -197,21 +194,6 @@ class Node:
             software=__version__,
             model_digest=model_digest,
         )
-
-    async def _greet_again(self, parts: Parts, model_digest: str) -> None:
-        """Now and then: see that whoever lives at the addresses given by ``--peer`` is in this mesh."""
-        while True:
-            await trio.sleep(GREET_AGAIN_S)
-            members = parts.membership.machine.members.values()
-            known = {(m.endpoints.host, m.endpoints.control_port) for m in members if m.state.present}
-            apart = [contact for contact in self.settings.peers if known.isdisjoint(contact.addresses)]
-            for contact in apart:
-                try:
-                    welcome = await parts.greeter.greet([contact], self._hello(parts, model_digest))
-                except JoinError as error:
-                    logger.debug("greeting again: %s", error)
-                else:
-                    parts.membership.feed(Learned(NodeId(welcome.node), welcome.generation, welcome.endpoints))
 
     async def _obtain_model(self, parts: Parts, own_model: ModelSource | None, welcome: Welcome | None) -> ModelSource:
         if welcome is None:

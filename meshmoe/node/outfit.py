@@ -16,11 +16,11 @@ from meshmoe.core.ids import NodeId
 from meshmoe.core.units import format_size
 from meshmoe.custody import DEFAULT as CUSTODY
 from meshmoe.custody import CustodyMachine, Life
+from meshmoe.engine.answering import answer_call
 from meshmoe.engine.engine import Engine
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool, PoolChange
 from meshmoe.engine.remote import LayerCall
-from meshmoe.node.call_rows import cut
 from meshmoe.node.custody_driver import now_s
 from meshmoe.node.custody_file import CustodyFile
 from meshmoe.node.express import Express
@@ -118,9 +118,7 @@ def connect_engine(parts: Parts, engine: Engine, pool: ExpertPool) -> None:
     """Let calls between nodes and the engine find each other, and the mesh hear what is resident."""
 
     async def compute_here(call: LayerCall, rows: dict[int, list[int]]) -> dict[int, torch.Tensor]:
-        asked = list(rows.items())
-        outputs = await engine.compute_experts(call.layer, asked, call.hidden, decode=call.decode, deadline=math.inf)
-        return dict(zip(rows, cut(outputs, [len(numbers) for _, numbers in asked]), strict=True))
+        return await answer_call(engine, call._replace(rows=rows), deadline=math.inf)
 
     def holdings_changed(_: PoolChange) -> None:
         parts.gossip.publish_holdings(pool.experts())

@@ -122,7 +122,7 @@ def test_a_mesh_of_other_files_is_not_joined(tmp_path, model):
 
 def test_who_lives_at_a_peer_address_later_is_met(tmp_path, model, monkeypatch):
     """The only node that knew both has gone, and another one has taken its place, knowing nobody."""
-    monkeypatch.setattr("meshmoe.node.node.GREET_AGAIN_S", 0.5)
+    monkeypatch.setattr("meshmoe.node.joining.GREET_AGAIN_S", 0.5)
 
     async def main():
         async with open_test_mesh(tmp_path) as mesh:
