@@ -26,6 +26,16 @@ def model(tmp_path_factory):
     return make_tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("hostile") / "model")
 
 
+@pytest.fixture(params=[False, True], ids=["usual", "express"])
+def add(request):
+    """Add a node to a mesh whose expert calls go one way or the other."""
+
+    async def on(mesh, name, model, share, **changes):
+        return await mesh.add(name, model, share, express=request.param, **changes)
+
+    return on
+
+
 async def until(condition, within_s=40.0):
     with trio.fail_after(within_s):
         while not condition():
@@ -54,7 +64,7 @@ def corrupt(node, change) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_answers_that_are_no_numbers_are_asked_for_elsewhere(tmp_path, model, value):
+def test_answers_that_are_no_numbers_are_asked_for_elsewhere(tmp_path, model, add, value):
     def spoil(outputs):
         outputs = outputs.clone()
         outputs[0, 3] = value
@@ -62,9 +72,9 @@ def test_answers_that_are_no_numbers_are_asked_for_elsewhere(tmp_path, model, va
 
     async def main():
         async with open_test_mesh(tmp_path) as mesh:
-            asker = await mesh.add("asker", model, 0.3)
-            bad = await mesh.add("bad", model, 1.0)
-            await mesh.add("good", model, 1.0)
+            asker = await add(mesh, "asker", model, 0.3)
+            bad = await add(mesh, "bad", model, 1.0)
+            await add(mesh, "good", model, 1.0)
             await mesh.settle()
             prefer_bad(asker)
             corrupt(bad, spoil)
@@ -76,12 +86,12 @@ def test_answers_that_are_no_numbers_are_asked_for_elsewhere(tmp_path, model, va
     assert trio.run(main) == trio.run(written_alone, model, [PROMPT], [GREEDY])[0]
 
 
-def test_spot_checks_name_who_computes_wrongly(tmp_path, model, caplog):
+def test_spot_checks_name_who_computes_wrongly(tmp_path, model, add, caplog):
     async def main():
         async with open_test_mesh(tmp_path) as mesh:
-            asker = await mesh.add("asker", model, 0.3, spot_check=1.0)
-            bad = await mesh.add("bad", model, 1.0)
-            await mesh.add("good", model, 1.0)
+            asker = await add(mesh, "asker", model, 0.3, spot_check=1.0)
+            bad = await add(mesh, "bad", model, 1.0)
+            await add(mesh, "good", model, 1.0)
             await mesh.settle()
             prefer_bad(asker)
             await written(asker, PROMPT, GREEDY)
@@ -96,7 +106,7 @@ def test_spot_checks_name_who_computes_wrongly(tmp_path, model, caplog):
     assert any("one of them computes wrongly" in record.message for record in caplog.records)
 
 
-def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_path, model, monkeypatch):
+def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_path, model, add, monkeypatch):
     computed = []
 
     def counted(*arguments):
@@ -112,8 +122,8 @@ def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_pa
 
     async def main():
         async with open_test_mesh(tmp_path) as mesh:
-            victim = await mesh.add("victim", model, 1.0)
-            bad = await mesh.add("bad", model, 1.0)
+            victim = await add(mesh, "victim", model, 1.0)
+            bad = await add(mesh, "bad", model, 1.0)
             await mesh.settle()
             held = min(victim.pool.experts())
             layer, width = held.layer, victim.model.config.hidden_size
@@ -149,11 +159,11 @@ def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_pa
     trio.run(main)
 
 
-def test_no_name_of_a_unit_leads_out_of_the_store(tmp_path, model):
+def test_no_name_of_a_unit_leads_out_of_the_store(tmp_path, model, add):
     async def main():
         async with open_test_mesh(tmp_path) as mesh:
-            victim = await mesh.add("victim", model, 1.0)
-            bad = await mesh.add("bad", model, 1.0)
+            victim = await add(mesh, "victim", model, 1.0)
+            bad = await add(mesh, "bad", model, 1.0)
             await mesh.settle()
             served = victim.parts.unit_server.sent_bytes
             names = ("../../node.key", "/etc/passwd", "..", "node.key", "mesh.msgpack", "config.json\0", "a/b", "")
@@ -179,14 +189,14 @@ def test_one_peer_does_not_take_all_the_room():
     assert room.enter("a", 1)
 
 
-def test_gossip_about_experts_that_the_model_does_not_have(tmp_path, model):
+def test_gossip_about_experts_that_the_model_does_not_have(tmp_path, model, add):
     """It is in form, so it reaches custody, placement, dispatch and the status: all must bear it."""
 
     async def main():
         async with open_test_mesh(tmp_path) as mesh:
-            victim = await mesh.add("victim", model, 0.6)
-            bad = await mesh.add("bad", model, 0.6)
-            await mesh.add("other", model, 0.6)
+            victim = await add(mesh, "victim", model, 0.6)
+            bad = await add(mesh, "bad", model, 0.6)
+            await add(mesh, "other", model, 0.6)
             await mesh.settle()
             for layer, index in ((999, 5), (0, 60_000), (3, 0), (0, 31)):
                 bad.parts.gossip.publish(

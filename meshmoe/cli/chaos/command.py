@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -47,6 +48,7 @@ class PromisesBrokenError(MeshmoeError):
 @click.option("--clients", type=click.IntRange(1, 32), default=3, show_default=True, metavar="N", help="At once.")
 @click.option("--tokens", type=click.IntRange(1, 256), default=24, show_default=True, metavar="N", help="Of a request.")
 @click.option("--model", type=click.Path(path_type=Path), metavar="DIR", help="Another model than the bundled one.")
+@click.option("--join", default="", metavar="FLAGS", help="Further flags of `meshmoe join` for the nodes.")
 @click.option("--only", metavar="KINDS", help=f"Of {', '.join(KINDS)}.")
 @click.option("--netns", is_flag=True, help="Each node in a network namespace, so that cables can be pulled (root).")
 @click.option("--timeline", "picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw the run as SVG.")
@@ -57,6 +59,7 @@ def chaos(
     clients: int,
     tokens: int,
     model: Path | None,
+    join: str,
     only: str | None,
     netns: bool,
     picture: Path | None,
@@ -71,11 +74,15 @@ def chaos(
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise click.UsageError(f"--only: there is no fault {unknown[0]!r}: there is {', '.join(KINDS)}")
+    try:
+        flags = shlex.split(join)
+    except ValueError as error:
+        raise click.UsageError(f"--join: {error}") from error
     logging.getLogger("meshmoe").addHandler(logging.NullHandler())  # what the garbage's own transport complains of
     findings = Findings(seed, parse_duration(duration), count)
     names = [f"n{number + 1}" for number in range(count)]
     with open_namespaces(names) if netns else nullcontext() as spaces:
-        trio.run(_run, findings, names, clients, tokens, model, kinds, spaces, picture)
+        trio.run(_run, findings, names, clients, tokens, model, flags, kinds, spaces, picture)
     if findings.problems:
         raise PromisesBrokenError(f"seed {seed} broke {len(findings.problems)} promises: {findings.problems[0]}")
 
@@ -86,6 +93,7 @@ async def _run(
     clients: int,
     tokens: int,
     model: Path | None,
+    flags: list[str],
     kinds: tuple[str, ...],
     spaces: Namespaces | None,
     picture: Path | None,
@@ -100,7 +108,7 @@ async def _run(
             share = f"{round(100 * 2.2 / findings.nodes)}%"
             links = str(Path(directory) / "links.toml")
             for name in names:
-                mesh.add(name, "--capacity", share, "--threads", "1", "--no-discovery", "--links", links)
+                mesh.add(name, "--capacity", share, "--threads", "1", "--no-discovery", "--links", links, *flags)
                 if spaces is not None:
                     mesh.nodes[NodeId(name)].prefix = spaces.command(name)
                     mesh.nodes[NodeId(name)].listen(f"{spaces.host(name)}:0")

@@ -10,11 +10,13 @@ from random import Random
 import pytest
 import trio
 import trio.testing
+from click.testing import CliRunner
 from rich.console import Console
 
 from meshmoe.cli.chaos.load import Load, Request
 from meshmoe.cli.chaos.plan import CALM_S, HEAL_S, KINDS, RESTARTS, Fault, make_plan
 from meshmoe.cli.chaos.report import Findings, show, timeline
+from meshmoe.cli.main import cli
 
 NODES = ["n1", "n2", "n3", "n4"]
 
@@ -46,6 +48,12 @@ def test_other_seeds_are_other_plans():
 
 def test_chosen_kinds_only():
     assert {fault.kind for fault in make_plan(1, NODES, 300, ["kill", "noise"])} == {"kill", "noise"}
+
+
+def test_flags_that_cannot_be_told_apart_are_one_line():
+    result = CliRunner().invoke(cli, ["chaos", "--join", "--drafts 'off"])
+    assert result.exit_code == 2
+    assert "--join: No closing quotation" in result.stderr
 
 
 def test_the_timeline_is_an_svg_with_every_fault_and_request():
