@@ -66,7 +66,7 @@ class CallFigure(msgspec.Struct, frozen=True):
         transport: The same.
         messages: The same.
         node: The same.
-        express: The same between nodes that were started with ``--express``.
+        express: The same between nodes that were started with ``--express``, which is the default.
         steps: What single steps take alone; those of *messages* happen twice a round trip.
     """
 
@@ -342,8 +342,8 @@ def call_table(figure: CallFigure) -> str:
         "raw": "two blocking DEALER sockets (raw ZeroMQ)",
         "transport": "a parcel there and back through the transport on trio",
         "messages": "the same with an expert call and its reply, encoded, decoded and validated at both ends",
-        "node": "from a node's compute thread to another's, which computes the expert, and back",
-        "express": "the same with `--express`",
+        "node": "from a node's compute thread to another's, which computes the expert, and back, with --no-express",
+        "express": "the same by express, the default",
     }
     lines = ["| | round trip, us | of raw |", "|---|---|---|"]
     for kind, words in names.items():

@@ -112,7 +112,12 @@ DESCRIPTORS_MIN = 192
     "--membership", type=click.Choice(["lan", "wan"]), default="lan", show_default=True, help="Failure detector."
 )
 @click.option("--links", metavar="TOPOLOGY", help="Emulate the links that a topology file gives this node (no root).")
-@click.option("--express", is_flag=True, help="Let the compute thread serve expert calls itself: shorter rounds.")
+@click.option(
+    "--express/--no-express",
+    default=True,
+    show_default=True,
+    help="Let the compute thread serve expert calls itself: shorter rounds.",
+)
 @click.option("--hedge", is_flag=True, help="Send late expert calls to a second holder, too (at most 5 % more calls).")
 @click.option(
     "--discovery/--no-discovery",

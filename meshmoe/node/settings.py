@@ -73,7 +73,7 @@ class NodeSettings:
     membership: str = "lan"
     links: Mapping[NodeId, LinkShape] = field(default_factory=dict)
     links_file: str | None = None
-    express: bool = False
+    express: bool = True
     hedge: bool = False
     insecure: bool = False
     demand_half_life_s: float = 600.0

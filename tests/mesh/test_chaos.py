@@ -9,11 +9,12 @@ from meshmoe.model.tiny import make_tiny_checkpoint
 pytestmark = [pytest.mark.mesh, pytest.mark.soak]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_every_promise_is_kept(tmp_path, seed):
+@pytest.mark.parametrize(("seed", "join"), [(1, ""), (2, "--no-express")])
+def test_every_promise_is_kept(tmp_path, seed, join):
     model = make_tiny_checkpoint("qwen3_moe", tmp_path / "model")
     picture = tmp_path / "run.svg"
     flags = (
+        f"--join={join}",
         "--seed",
         seed,
         "--duration",

@@ -267,9 +267,9 @@ def test_whole_nodes_write_what_one_alone_writes(tmp_path):
 
     async def main():
         async with open_test_mesh(tmp_path) as mesh:
-            one = await mesh.add("one", directory, 0.6, express=True)
-            await mesh.add("two", directory, 0.6, express=True)
-            await mesh.add("three", directory, 0.6)  # the usual way, among them
+            one = await mesh.add("one", directory, 0.6)
+            await mesh.add("two", directory, 0.6)
+            await mesh.add("three", directory, 0.6, express=False)  # the usual way, among them
             await mesh.settle()
             tokens = await written(one, prompt, GREEDY)
             assert one.parts.express.counts["answered"] > 0
