@@ -1,21 +1,25 @@
-"""``meshmoe model``: what a checkpoint is and which boxes it fits; getting one."""
+"""``meshmoe model``: what a checkpoint is and which boxes it fits; what names it."""
 
 from __future__ import annotations
 
 import math
-import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from meshmoe.cli.model_fetch import fetch
 from meshmoe.core.config import Profile, parse_profile
 from meshmoe.core.units import format_size
 from meshmoe.node.data_files import read_data_file, shipped_names
-from meshmoe.node.places import data_dir
+from meshmoe.node.places import cache_dir
+
+if TYPE_CHECKING:
+    from meshmoe.model.source import WeightSource
 
 
 class ProfileFit(msgspec.Struct):
@@ -41,7 +45,10 @@ class ProfileFit(msgspec.Struct):
 
 
 class ModelInfo(msgspec.Struct):
-    """What a checkpoint is; sizes are as stored."""
+    """What a checkpoint is; sizes are as stored.
+
+    ``experts_here`` are those in the directory: all of them, unless it is a store with part of a model.
+    """
 
     directory: str
     family: str
@@ -51,6 +58,9 @@ class ModelInfo(msgspec.Struct):
     top_k: int | None
     expert_bytes: list[int]
     expert_bytes_total: int
+    experts_here: int
+    experts_here_bytes: int
+    trunk_here: bool
     trunk_bytes: int
     touched_bytes: int
     context_tokens: int
@@ -68,7 +78,8 @@ def model() -> None:
 def info(directory: Path | None, as_json: bool) -> None:
     """Tell what a checkpoint is, what a node needs for it, and how many boxes of each profile hold it.
 
-    DIR is a Hugging Face checkpoint; without it, the bundled model. Only its headers are read.
+    DIR is a Hugging Face checkpoint, or what `meshmoe model fetch --part` has made, and then it tells how much of it is
+    there; without it, the bundled model. Only headers are read.
 
     \b
       meshmoe model info
@@ -76,8 +87,10 @@ def info(directory: Path | None, as_json: bool) -> None:
     """
     from meshmoe.model.bundled import bundled_model_dir
     from meshmoe.model.checkpoint import Checkpoint
+    from meshmoe.model.store import PartialStore, is_store
 
-    found = describe(Checkpoint.open(directory or bundled_model_dir()))
+    where = directory or bundled_model_dir()
+    found = describe(PartialStore.open(where) if is_store(where) else Checkpoint.open(where))
     if as_json:
         sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
     else:
@@ -85,42 +98,42 @@ def info(directory: Path | None, as_json: bool) -> None:
 
 
 @model.command()
-@click.argument("name")
-@click.option("--to", "target", type=click.Path(path_type=Path), metavar="DIR", help="Where to put it.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: the main branch]")
-def fetch(name: str, target: Path | None, revision: str | None) -> None:
-    """Get the model NAME (OWNER/NAME) from the Hugging Face hub, and go on where an earlier try ended.
+@click.argument("directory", type=click.Path(path_type=Path), required=False, metavar="[DIR]")
+@click.option(
+    "--to", "target", type=click.Path(path_type=Path), metavar="FILE", help="Where to put it.  [default: show its name]"
+)
+def manifest(directory: Path | None, target: Path | None) -> None:
+    """Write the description of a model, with the digests of all its parts, for boxes that fetch some of them.
 
-    Only what a node uses is fetched. $HF_ENDPOINT names another hub, $HF_TOKEN a key.
+    DIR is a checkpoint, read whole unless its digests are known, or what `meshmoe model fetch --part` has made. The
+    model's name is printed: the digest of the description.
 
     \b
-      meshmoe model fetch Qwen/Qwen3-30B-A3B
-      meshmoe model fetch Qwen/Qwen3-30B-A3B --to /srv/models/qwen3
+      meshmoe model manifest ~/models/Qwen3-30B-A3B --to qwen3.manifest
     """
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from meshmoe.model.hub import fetch, look_up
-
-    directory = target or data_dir() / "models" / name.rsplit("/", 1)[-1]
-    directory.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    wanted = look_up(name, revision, directory)
-    skipped = f", {format_size(wanted.skipped_bytes)} of other files left out" if wanted.skipped_bytes else ""
-    console.print(
-        f"{name} at {wanted.commit[:12]}: {len(wanted.files)} files, {format_size(wanted.size_bytes)}{skipped}"
-    )
-    checkpoint = fetch(wanted, directory)
-    found = describe(checkpoint)
-    experts = sum(found.experts_per_layer)
-    console.print(f"complete: {experts} experts in {found.moe_layers} layers; begin a mesh with it:")
-    click.echo(f"meshmoe join --model {directory}")
-
-
-def describe(checkpoint: object) -> ModelInfo:
-    """What ``info`` shows, from a checkpoint's headers."""
+    from meshmoe.model.bundled import bundled_model_dir
     from meshmoe.model.checkpoint import Checkpoint
+    from meshmoe.model.store import PartialStore, is_store
+    from meshmoe.model.unit_files import write_whole
 
-    assert isinstance(checkpoint, Checkpoint)
+    where = directory or bundled_model_dir()
+    if is_store(where):
+        found = PartialStore.open(where).manifest
+    else:
+        found = Checkpoint.open(where).manifest(cache_dir=cache_dir())
+    if target is not None:
+        write_whole(target, found.encode())
+    click.echo(found.model_digest)
+
+
+model.add_command(fetch)
+
+
+def describe(checkpoint: WeightSource) -> ModelInfo:
+    """What ``info`` shows; reads no weights."""
+    from meshmoe.model.unit_names import UnitName
+
+    here = [expert for expert in checkpoint.experts() if checkpoint.has_expert(expert)]
     layers = checkpoint.layout.layers
     total_bytes = sum(layer.expert_bytes * layer.n_experts for layer in layers)
     top_k = layers[0].top_k
@@ -134,6 +147,9 @@ def describe(checkpoint: object) -> ModelInfo:
         top_k=top_k,
         expert_bytes=[layer.expert_bytes for layer in layers],
         expert_bytes_total=total_bytes,
+        experts_here=len(here),
+        experts_here_bytes=sum(map(checkpoint.expert_bytes, here)),
+        trunk_here=checkpoint.has_unit(UnitName("trunk")),
         trunk_bytes=checkpoint.trunk_bytes,
         touched_bytes=touched,
         context_tokens=checkpoint.context_length,
@@ -167,7 +183,14 @@ def _show(found: ModelInfo) -> None:
     top = f", {found.top_k} of them for each token" if found.top_k else ""
     total = format_size(found.expert_bytes_total)
     console.print(f"experts  {found.moe_layers} layers x {each}{top}; {sizes} each, {total} in all")
-    console.print(f"trunk    {format_size(found.trunk_bytes)}, on every node")
+    if found.experts_here < sum(found.experts_per_layer):
+        console.print(
+            f"here     {found.experts_here} of {sum(found.experts_per_layer)} experts, "
+            f"{format_size(found.experts_here_bytes)}"
+        )
+    console.print(
+        f"trunk    {format_size(found.trunk_bytes)}, on every node{'' if found.trunk_here else '; NOT here yet'}"
+    )
     if found.top_k:
         console.print(f"a token  reads {format_size(found.touched_bytes)} of weights, wherever they are")
     table = Table(title="boxes that hold every expert once, and twice (so that any one may die)", title_justify="left")

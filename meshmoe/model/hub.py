@@ -75,13 +75,13 @@ def look_up(name: str, revision: str | None, directory: Path) -> HubModel:
     """
     from huggingface_hub import HfApi
 
-    with _in_words(name):
+    with in_words(name):
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         commit = str(info.sha)
         if "config.json" not in sizes:
             raise CheckpointError(f"{name} has no config.json: it is not a checkpoint in Hugging Face's layout")
-        _fetch_one(name, commit, "config.json", directory)
+        fetch_one(name, commit, "config.json", directory)
         _require_experts(name, directory)
         weights = _weight_files(name, commit, sizes, directory)
     wanted = [file for file in sizes if file in MODEL_FILES and file != "config.json"] + weights
@@ -98,11 +98,11 @@ def fetch(model: HubModel, directory: Path) -> Checkpoint:
         CheckpointError: The disk is too small, the hub cannot be reached, or what came is not a checkpoint.
     """
     _require_room(model, directory)
-    with _in_words(model.name):
+    with in_words(model.name):
         for file in model.files:
             target = directory / file.name
             if not (target.is_file() and target.stat().st_size == file.size_bytes):
-                _fetch_one(model.name, model.commit, file.name, directory)
+                fetch_one(model.name, model.commit, file.name, directory)
     from meshmoe.model.checkpoint import Checkpoint
 
     return Checkpoint.open(directory)
@@ -118,7 +118,7 @@ def _require_experts(name: str, directory: Path) -> None:
 
 def _weight_files(name: str, commit: str, sizes: dict[str, int], directory: Path) -> list[str]:
     if INDEX in sizes:
-        _fetch_one(name, commit, INDEX, directory)
+        fetch_one(name, commit, INDEX, directory)
         try:
             named: dict[str, Any] = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
             shards = sorted(set(map(str, named.values())))
@@ -134,7 +134,7 @@ def _weight_files(name: str, commit: str, sizes: dict[str, int], directory: Path
     return [INDEX, *shards]
 
 
-def _fetch_one(name: str, commit: str, file: str, directory: Path) -> None:
+def fetch_one(name: str, commit: str, file: str, directory: Path) -> None:
     """Fetch one file, going on where an earlier process ended; it gets its name when its content is certain."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -178,7 +178,7 @@ def _require_room(model: HubModel, directory: Path) -> None:
 
 
 @contextmanager
-def _in_words(name: str) -> Iterator[None]:
+def in_words(name: str) -> Iterator[None]:
     """Around whatever talks to the hub."""
     import httpx2  # the HTTP library of huggingface_hub 2
     from huggingface_hub import errors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from meshmoe.model.manifest import (
     FILE_BYTES_MAX,
     MANIFEST_FORMAT,
     FileEntry,
-    LayerEntry,
     Manifest,
     TensorEntry,
     TrunkEntry,
@@ -105,11 +105,9 @@ def compute_manifest(source: WeightSource, progress: Progress | None = None) -> 
         if progress is not None:
             progress(done_bytes)
 
-    files = tuple(_file_entry(path) for path in small_files(source.directory))
     layout = source.layout
-    trunk_tensors = tuple(TensorEntry(key, *source.trunk_spec(key)) for key in layout.trunk)
-    trunk = TrunkEntry(_digest_trunk(source, advance), layout.trunk_bytes, trunk_tensors)
-    digests = [bytearray() for _ in layout.layers]
+    trunk_digest = _digest_trunk(source, advance)
+    digests: dict[ExpertId, bytes] = {}
 
     def digest_expert(expert: ExpertId) -> bytes:
         return digest_of(source.read_expert_unit(expert))
@@ -118,13 +116,32 @@ def compute_manifest(source: WeightSource, progress: Progress | None = None) -> 
     try:
         experts = layout.experts()
         for expert, digest in zip(experts, pool.map(digest_expert, experts), strict=True):
-            digests[expert.layer] += digest
+            digests[expert] = digest
             advance(layout.layers[expert.layer].expert_bytes)
     finally:
         pool.shutdown(cancel_futures=True)
-    entries: tuple[LayerEntry, ...] = tuple(
-        layer_entry(layer, bytes(found)) for layer, found in zip(layout.layers, digests, strict=True)
+    return make_manifest(source, trunk_digest, digests)
+
+
+def make_manifest(source: WeightSource, trunk_digest: bytes, expert_digests: Mapping[ExpertId, bytes]) -> Manifest:
+    """Describe a model whose weights' digests are known.
+
+    Args:
+        source: Of the model; only its small files are read.
+        trunk_digest: Of the trunk's bytes.
+        expert_digests: Of every expert's unit.
+
+    Raises:
+        CheckpointError: A small file cannot be read or is too large.
+    """
+    files = tuple(_file_entry(path) for path in small_files(source.directory))
+    layout = source.layout
+    trunk_tensors = tuple(TensorEntry(key, *source.trunk_spec(key)) for key in layout.trunk)
+    entries = tuple(
+        layer_entry(layer, b"".join(expert_digests[ExpertId(layer.ordinal, e)] for e in range(layer.n_experts)))
+        for layer in layout.layers
     )
+    trunk = TrunkEntry(trunk_digest, layout.trunk_bytes, trunk_tensors)
     return Manifest(MANIFEST_FORMAT, source.family, files, trunk, entries)
 
 

@@ -26,6 +26,7 @@ from meshmoe.model.config_file import load_config
 from meshmoe.model.layout import Layout, plan_layout
 from meshmoe.model.manifest import Manifest, check_layout, decode_manifest
 from meshmoe.model.source import Progress, WeightSource
+from meshmoe.model.tensor_files import INDEX_FILE, SINGLE_FILE
 from meshmoe.model.tensors import TensorSpec, tensor_of, view_as
 from meshmoe.model.unit_files import IncomingUnit, has_digest, read_range, read_scattered, write_whole
 from meshmoe.model.unit_names import MANIFEST_NAME, UnitName, digest_of, new_digest
@@ -33,6 +34,12 @@ from meshmoe.model.unit_names import MANIFEST_NAME, UnitName, digest_of, new_dig
 _DIGEST_NAME = re.compile(r"[0-9a-f]{40}\Z")
 _TRUNK = UnitName("trunk")
 _MANIFEST = UnitName("manifest")
+
+
+def is_store(directory: Path) -> bool:
+    """Whether a directory is a store rather than a checkpoint."""
+    whole = any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE))
+    return not whole and (directory / MANIFEST_NAME).is_file()
 
 
 class PartialStore(WeightSource):

@@ -69,6 +69,11 @@ class TensorFiles:
                 )
         self.tensors = {key: place.spec for key, place in self._places.items()}
 
+    def place(self, key: str) -> tuple[Path, int]:
+        """In which file a tensor lies, and from which byte on."""
+        place = self._places[key]
+        return place.path, place.begin
+
     def read_into(self, key: str, offset_bytes: int, out: memoryview) -> None:
         """Fill ``out`` with the tensor's bytes from ``offset_bytes`` on. Safe from any thread; releases the GIL.
 

@@ -15,7 +15,8 @@ from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.manifest import MANIFEST_BYTES_MAX, Manifest, decode_manifest
 from meshmoe.model.source import WeightSource
-from meshmoe.model.store import PartialStore
+from meshmoe.model.store import PartialStore, is_store
+from meshmoe.model.store_lock import lock_directory
 from meshmoe.model.unit_names import MANIFEST_NAME, UnitName
 from meshmoe.node.unit_client import UnitClient
 from meshmoe.wire.messages import Welcome
@@ -57,6 +58,35 @@ async def open_checkpoint(directory: Path, cache_dir: Path, progress: Progress) 
 
     manifest = await trio.to_thread.run_sync(lambda: checkpoint.manifest(report, cache_dir=cache_dir))
     return ModelSource(checkpoint, manifest, model_name(directory), whole=True)
+
+
+async def open_model(directory: Path, cache_dir: Path, progress: Progress) -> ModelSource:
+    """Open what the user names: a whole checkpoint, or a store with part of one.
+
+    Raises:
+        CheckpointError: It is not usable; the message says why.
+    """
+    if await trio.to_thread.run_sync(is_store, directory):
+        return await open_store(directory)
+    return await open_checkpoint(directory, cache_dir, progress)
+
+
+async def open_store(directory: Path) -> ModelSource:
+    """Open a directory with the trunk and some experts, as `meshmoe model fetch --part` leaves it.
+
+    Raises:
+        CheckpointError: It is damaged, incomplete, or another process uses it; the message says what to do.
+    """
+    store = await trio.to_thread.run_sync(PartialStore.open, directory)
+    lock_directory(directory, store)
+    missing = store.missing()
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {missing[0]}: run the `meshmoe model fetch` that began it again, it goes on"
+        )
+    await trio.to_thread.run_sync(store.verify_trunk)
+    whole = len(store.stored_experts()) == len(store.layout.experts())
+    return ModelSource(store, store.manifest, model_name(directory), whole=whole)
 
 
 async def bundled_if(model_digest: str, cache_dir: Path) -> ModelSource | None:

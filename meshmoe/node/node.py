@@ -41,7 +41,7 @@ from meshmoe.node.link_news import LinkNews
 from meshmoe.node.listening import open_listening
 from meshmoe.node.mesh_keeper import MeshKeeper
 from meshmoe.node.meters import Meters
-from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_checkpoint
+from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_model
 from meshmoe.node.outfit import begin_custody, begin_placement, connect_engine, make_pool, open_express
 from meshmoe.node.parts import Parts, wire_parts
 from meshmoe.node.reporting import NotReadyError, join_command, node_status, own_addresses, readiness_problem
@@ -169,7 +169,7 @@ class Node:
         if directory is None:
             return None
         self.phase = "loading"
-        return await open_checkpoint(directory, self.settings.cache_dir, self._report)
+        return await open_model(directory, self.settings.cache_dir, self._report)
 
     def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run an async function as a task of this node."""

@@ -2,102 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import random
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.tiny import make_tiny_checkpoint
+from tests.model.hub_support import Hub, command, environment, fetch, open_hub
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REPO = "org/tiny-moe"
 LARGE = "vocab.txt"
-
-
-@dataclass
-class Hub:
-    """A repository, and what was asked of it."""
-
-    directory: Path
-    url: str = ""
-    stall_after_bytes: int | None = None
-    damaged: str = ""
-    stalled: threading.Event = field(default_factory=threading.Event)
-    released: threading.Event = field(default_factory=threading.Event)
-    asked: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def gets(self, name: str) -> list[str]:
-        """The Range headers of the downloads of a file."""
-        return [span for method, path, span in self.asked if method == "GET" and path.endswith(f"/{name}")]
-
-
-def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self._answer(body=False)
-
-        def do_GET(self) -> None:
-            self._answer(body=True)
-
-        def _answer(self, *, body: bool) -> None:
-            path, _, _ = self.path.partition("?")
-            span = self.headers.get("Range", "")
-            hub.asked.append((self.command, path, span))
-            if path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/main"):
-                siblings = [{"rfilename": f.name, "size": f.stat().st_size} for f in sorted(hub.directory.iterdir())]
-                self._send(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode(), body)
-                return
-            file = hub.directory / path.rsplit("/", 1)[-1]
-            if not path.startswith(f"/{REPO}/resolve/{COMMIT}/") or not file.is_file():
-                self._send(404, b"{}", body, {"X-Error-Code": "RepoNotFound"})
-                return
-            data = file.read_bytes()
-            etag = hashlib.sha256(data).hexdigest()
-            if file.name == hub.damaged:
-                data = data[:-1] + b"?"
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            if not span or not body:
-                self._send(200, data, body, headers)
-                return
-            first = int(span.removeprefix("bytes=").split("-")[0])
-            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-            self._send(206, data[first:], body, headers)
-
-        def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if not body:
-                return
-            limit = hub.stall_after_bytes
-            if limit is not None and len(data) > limit:
-                self.wfile.write(data[:limit])
-                self.wfile.flush()
-                hub.stalled.set()
-                hub.released.wait(60)
-                self.close_connection = True
-                return
-            self.wfile.write(data)
-
-    return Handler
 
 
 @pytest.fixture(scope="module")
@@ -113,36 +31,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(repository: Path) -> Iterator[Hub]:
-    made = Hub(repository)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(made))
-    server.daemon_threads = True
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield made
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def environment(hub: Hub, target: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(target.parent / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "MESHMOE_DEBUG": "",
-    }
-
-
-def command(target: Path, name: str = REPO) -> list[str]:
-    return [sys.executable, "-m", "meshmoe.cli.main", "model", "fetch", name, "--to", str(target)]
-
-
-def fetch(hub: Hub, target: Path, name: str = REPO) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(target, name), env=environment(hub, target), capture_output=True, text=True, timeout=120, check=False
-    )
+    with open_hub(repository) as made:
+        yield made
 
 
 def weights(directory: Path) -> list[Path]:
