@@ -33,9 +33,11 @@ class Extensions(msgspec.Struct, frozen=True):
 
     Attributes:
         token_ids: Report the ids of the written tokens beside their text.
+        drafts: As ``meshmoe join --drafts``: ``auto``, ``off``, ``lookup``, a number. Absent, what the node was told.
     """
 
     token_ids: bool = False
+    drafts: Annotated[str, Meta(max_length=8)] | Annotated[int, Meta(ge=0, le=999)] | None = None
 
 
 class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text"):

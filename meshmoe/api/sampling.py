@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from meshmoe.api.request_types import GenerationFields, JsonObjectFormat, JsonSchemaFormat
-from meshmoe.core.errors import RequestError
+from meshmoe.core.errors import ConfigError, RequestError
+from meshmoe.engine.drafts.mode import DraftMode, parse_draft_mode
 from meshmoe.engine.request import STOP_STRINGS_MAX, SamplingParams
 
 TEMPERATURE_DEFAULT = 1.0
@@ -38,7 +39,7 @@ def sampling_params(
         template_stops: Stop strings of the chat's format, beside the client's.
 
     Raises:
-        RequestError: Too many stop strings.
+        RequestError: Too many stop strings, or drafts of no known kind.
     """
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     # The client's own come first, so that those of the format give way if there are too many.
@@ -57,7 +58,17 @@ def sampling_params(
         ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
         json_schema=_json_schema(body),
+        drafts=_drafts(body),
     )
+
+
+def _drafts(body: GenerationFields) -> DraftMode | None:
+    if body.meshmoe is None or body.meshmoe.drafts is None:
+        return None
+    try:
+        return parse_draft_mode(str(body.meshmoe.drafts))
+    except ConfigError as error:
+        raise RequestError(f"meshmoe.drafts: {error}", param="meshmoe", code="invalid_value") from None
 
 
 def _json_schema(body: GenerationFields) -> str | None:

@@ -31,6 +31,8 @@ class LoadFigure(msgspec.Struct, frozen=True, kw_only=True):
         loop_late_p99_ms: Lateness of our nodes' event loops in the last half minute, the worst node; None of others.
         rounds_per_token: Layers a decoded token that waited for a peer; None of others.
         hit_ratio: Share of expert calls served where the request was; None of others.
+        accepted: Share of drafted tokens that were right; None of others, and without drafts.
+        tokens_per_pass: Decoded tokens that a forward pass told; None of others.
         remote_wait_ms: Of a decoded token and its share of the prompt, with nothing to do but to wait for peers.
     """
 
@@ -50,6 +52,8 @@ class LoadFigure(msgspec.Struct, frozen=True, kw_only=True):
     loop_late_p99_ms: float | None = None
     rounds_per_token: float | None = None
     hit_ratio: float | None = None
+    accepted: float | None = None
+    tokens_per_pass: float | None = None
     remote_wait_ms: float | None = None
 
 
@@ -68,7 +72,6 @@ def summarise(outcome: Outcome, loop_late_p99_ms: float | None = None) -> LoadFi
     gaps_ms = [1e3 * (after - before) for before, after in pairs if after >= since_s]
     tokens = sum(len(answer.arrivals_s) for answer in outcome.answers)
     beside_ms = [1e3 * (a.arrivals_s[0] - a.asked_s) for a in outcome.beside if a.arrivals_s and not a.error]
-    steps, rounds, hit, waited_ms = _reported(whole)
     return LoadFigure(
         requests=len(outcome.answers),
         refused=sum(answer.status == 429 for answer in outcome.answers),
@@ -84,9 +87,7 @@ def summarise(outcome: Outcome, loop_late_p99_ms: float | None = None) -> LoadFi
         beside_p50_ms=percentile(beside_ms, 0.5),
         client_late_p99_ms=1e3 * percentile(outcome.late_s, 0.99),
         loop_late_p99_ms=loop_late_p99_ms,
-        rounds_per_token=rounds if steps else None,
-        hit_ratio=hit if steps else None,
-        remote_wait_ms=waited_ms if steps else None,
+        **msgspec.structs.asdict(_reported(whole)),
     )
 
 
@@ -138,14 +139,30 @@ def _token_ms(answer: Answer) -> float:
     return 1e3 * (answer.arrivals_s[-1] - answer.arrivals_s[0]) / (len(answer.arrivals_s) - 1)
 
 
-def _reported(answers: Sequence[Answer]) -> tuple[int, float, float, float]:
-    """Decoded tokens, rounds a token, hit ratio and milliseconds of waiting a token, as our own nodes report them."""
+class _Reported(msgspec.Struct, frozen=True):
+    """Of requests, as our own nodes report them: see `LoadFigure`."""
+
+    rounds_per_token: float | None = None
+    hit_ratio: float | None = None
+    remote_wait_ms: float | None = None
+    accepted: float | None = None
+    tokens_per_pass: float | None = None
+
+
+def _reported(answers: Sequence[Answer]) -> _Reported:
     reports = [answer.report for answer in answers if answer.report]
-    steps = sum(report["decode_tokens"] for report in reports)
-    if not steps:
-        return 0, 0.0, 0.0, 0.0
-    rounds = sum(report["decode_rounds"] for report in reports)
-    local = sum(report["expert_calls_local"] for report in reports)
-    remote = sum(report["expert_calls_remote"] for report in reports)
-    waited_s = sum(report["remote_wait_s"] for report in reports)
-    return steps, rounds / steps, local / max(1, local + remote), 1e3 * waited_s / steps
+
+    def total(name: str) -> float:
+        return float(sum(report[name] for report in reports))
+
+    tokens = sum(report["decode_tokens"] for report in reports)
+    if not tokens:
+        return _Reported()
+    local, remote, drafted = total("expert_calls_local"), total("expert_calls_remote"), total("drafted_tokens")
+    return _Reported(
+        rounds_per_token=total("decode_rounds") / tokens,
+        hit_ratio=local / max(1.0, local + remote),
+        remote_wait_ms=1e3 * total("remote_wait_s") / tokens,
+        accepted=total("accepted_tokens") / drafted if drafted else None,
+        tokens_per_pass=tokens / max(1.0, total("decode_steps")),
+    )

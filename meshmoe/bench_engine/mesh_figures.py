@@ -39,17 +39,19 @@ def mesh_table(figures: list[MeshFigure]) -> str:
     """A Markdown table, and beneath it the ratios to the first contestant of each case."""
     lines = [
         (
-            "| streams | | tok/s in all | ms a token | rounds a token | rounds x RTT, ms | everything else | hit ratio "
-            "| first token p50 / p99, ms | loop late p99, ms | refused, failed |"
+            "| streams | | tok/s in all | ms a token | tokens a pass, drafts right | rounds a token | rounds x RTT, ms "
+            "| everything else | hit ratio | first token p50 / p99, ms | loop late p99, ms | refused, failed |"
         ),
-        "|---" * 11 + "|",
+        "|---" * 12 + "|",
     ]
     for f in figures:
         load = f.load
-        ours = ["", "", "", "", ""]
+        ours = [""] * 6
         if load.rounds_per_token is not None and load.hit_ratio is not None:
             late = "" if load.loop_late_p99_ms is None else f"{load.loop_late_p99_ms:.1f}"
+            right = "" if load.accepted is None else f", {load.accepted:.0%}"
             ours = [
+                f"{load.tokens_per_pass or 1.0:.2f}{right}",
                 f"{load.rounds_per_token:.2f}",
                 f"{f.link_ms:.2f}",
                 f"{f.overhead:.0%}",
@@ -58,8 +60,8 @@ def mesh_table(figures: list[MeshFigure]) -> str:
             ]
         lines.append(
             f"| {f.case} | {f.contestant} | {load.tokens_per_s:,.1f} | {load.token_ms:.2f} "
-            f"| {ours[0]} | {ours[1]} | {ours[2]} | {ours[3]} "
-            f"| {load.first_p50_ms:.1f} / {load.first_p99_ms:.1f} | {ours[4]} | {load.refused}, {load.failed} |"
+            f"| {' | '.join(ours[:5])} "
+            f"| {load.first_p50_ms:.1f} / {load.first_p99_ms:.1f} | {ours[5]} | {load.refused}, {load.failed} |"
         )
     return "\n".join([*lines, *_ratios(figures)])
 

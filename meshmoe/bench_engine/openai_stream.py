@@ -37,6 +37,7 @@ class Server(msgspec.Struct, frozen=True):
         socket_path: Of its Unix socket, where it has one.
         prefix: What comes before ``/completions``.
         model: To ask for.
+        drafts: What is said about drafts, to a node of ours; empty says nothing.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Server(msgspec.Struct, frozen=True):
     socket_path: str = ""
     prefix: str = "/v1"
     model: str = "default"
+    drafts: str = ""
 
 
 @dataclass(slots=True)
@@ -140,7 +142,7 @@ async def ask(server: Server, prompt: str, max_tokens: int, answer: Answer | Non
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "meshmoe": {"token_ids": True},
+        "meshmoe": {"token_ids": True} | ({"drafts": server.drafts} if server.drafts else {}),
     }
     answer = answer or Answer(0.0)
     answer.asked_s = trio.current_time()

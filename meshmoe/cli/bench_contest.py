@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+import msgspec
+
 from meshmoe.bench_engine.load import Outcome
 from meshmoe.bench_engine.load_figures import LoadFigure, medians, summarise
 from meshmoe.bench_engine.openai_stream import Server, ServerError, ask, node_server, parse_server
@@ -47,6 +49,23 @@ class Contestant:
         if not answer.prompt_tokens:
             raise ServerError(f"{self.name} does not say how many tokens a prompt has (usage.prompt_tokens)")
         return answer.prompt_tokens
+
+
+def drafting_ways(contestants: Sequence[Contestant], modes: Sequence[str]) -> list[Contestant]:
+    """Every mesh once for each way of drafting: the same processes, experts and links for all of them.
+
+    Args:
+        contestants: Servers of another kind stay what they are.
+        modes: As `meshmoe join --drafts` takes them; without any, contestants stay what they are.
+    """
+    found: list[Contestant] = []
+    for one in contestants:
+        for mode in modes if one.nodes else ():
+            servers = tuple(msgspec.structs.replace(server, drafts=mode) for server in one.servers)
+            found.append(Contestant(f"{one.name}, drafts {mode}", servers, one.nodes))
+        if not (one.nodes and modes):
+            found.append(one)
+    return found
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from meshmoe.bench_engine.mesh_figures import MeshFigure, mesh_table
 from meshmoe.bench_engine.openai_stream import Server
 from meshmoe.bench_engine.texts import OPENINGS, characters_for, long_text, short_prompt
 from meshmoe.cli.adapting import Use, adapt
-from meshmoe.cli.bench_contest import Contestant, Wanted, in_turns, mean_rtt_ms, open_contestants
+from meshmoe.cli.bench_contest import Contestant, Wanted, drafting_ways, in_turns, mean_rtt_ms, open_contestants
 from meshmoe.core.config import Topology, parse_topology
 from meshmoe.core.errors import ConfigError
+from meshmoe.engine.drafts.mode import parse_draft_mode
 from meshmoe.node.data_files import read_data_file
 
 ADAPT_TEXTS_FROM = 1000
@@ -204,6 +205,9 @@ def _prefill_table(figures: list[dict[str, Any]]) -> str:
     metavar="SECONDS",
     help="How long each mesh is used before at most, until experts stand where they are used; 0 for not at all.",
 )
+@click.option(
+    "--drafts", multiple=True, metavar="MODE", help="Ask each mesh in turns with drafts auto, off, lookup or a number."
+)
 def mesh(
     model: Path | None,
     join: str,
@@ -215,6 +219,7 @@ def mesh(
     streams: tuple[int, ...],
     max_tokens: int,
     adapt_s: float,
+    drafts: tuple[str, ...],
 ) -> None:
     """Put a load on a mesh over a topology file's links, all of it on this box.
 
@@ -223,6 +228,8 @@ def mesh(
     token times their round trip; everything else is computing and overhead. Servers given with --against get all
     streams of all nodes.
     """
+    for mode in drafts:
+        parse_draft_mode(mode)
     parsed = parse_topology(*read_data_file("topology", topology, "--topology"))
     if any(not parsed.links_of(name) for name in parsed.nodes) and len(parsed.nodes) > 1:
         raise ConfigError(f"--topology: {parsed.name} has a node without a link")
@@ -233,6 +240,7 @@ def mesh(
         async with open_contestants(wanted, parsed, topology, _progress) as contestants:
             for contestant in contestants if adapt_s else ():
                 await _adapt(contestant, parsed, adapt_s)
+            contestants = drafting_ways(contestants, drafts)
             for case in (0, *(streams or (1, 4))):
 
                 async def load(contestant: Contestant, turn: int, case: int = case) -> Outcome:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from meshmoe.engine.drafts.mode import DraftMode
+
 STOP_STRINGS_MAX = 16
 
 
@@ -28,6 +30,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         logprobs: How many of the likeliest tokens to report beside each chosen one; None reports nothing, 0 the chosen
             one only.
         json_schema: A JSON schema, as JSON; the text is a document that it allows, if the tokens suffice.
+        drafts: How tokens are guessed ahead, which changes none of them; None leaves it to the node.
     """
 
     max_tokens: int | None = None
@@ -41,6 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     json_schema: str | None = None
+    drafts: DraftMode | None = None
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):

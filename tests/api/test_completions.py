@@ -57,6 +57,25 @@ def test_all_sampling_fields_arrive(served: Served) -> None:
     assert (sampling.min_p, sampling.repetition_penalty, sampling.stop) == (0.1, 1.5, ("a", "b"))
     assert (sampling.ignore_eos, sampling.logprobs) == (True, 2)
     assert sampling.seed == (1 << 63) - 3
+    assert sampling.drafts is None
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "length"), [("off", "off", 0), (4, "fixed", 4), ("4", "fixed", 4), (0, "off", 0)]
+)
+def test_a_request_may_say_how_to_draft(served: Served, said: str | int, kind: str, length: int) -> None:
+    with served.client() as client:
+        client.post("/v1/completions", json={"prompt": "x", "meshmoe": {"drafts": said}})
+    drafts = served.service.requests[0].sampling.drafts
+    assert drafts is not None and (drafts.kind, drafts.length) == (kind, length)
+
+
+@pytest.mark.parametrize("said", ["many", 99, -1, [], 1.5, "auto" * 9])
+def test_drafts_of_no_known_kind_are_refused_by_name(served: Served, said: object) -> None:
+    with served.client() as client:
+        answer = client.post("/v1/completions", json={"prompt": "x", "meshmoe": {"drafts": said}})
+    assert answer.status_code == 400 and "meshmoe" in answer.json()["error"]["message"]
+    assert not served.service.requests
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from typing import cast
 
 import pytest
 import trio
@@ -11,10 +12,14 @@ from meshmoe.bench_engine.load_figures import load_table, medians, percentile, s
 from meshmoe.bench_engine.mesh_figures import MeshFigure, mesh_table
 from meshmoe.bench_engine.openai_stream import Answer, Server, parse_server
 from meshmoe.bench_engine.texts import OPENINGS, characters_for, long_text, short_prompt
+from meshmoe.cli.bench_contest import Contestant, drafting_ways
+from meshmoe.cli.local_mesh import LocalNode
 from meshmoe.core.errors import ConfigError
 
 REPORT = {
     "decode_steps": 4,
+    "drafted_tokens": 0,
+    "accepted_tokens": 0,
     "decode_tokens": 4,
     "decode_rounds": 6,
     "expert_calls_local": 3,
@@ -188,6 +193,16 @@ def test_medians_and_tables():
     table = mesh_table([mine, theirs, MeshFigure(case="4 on each node", contestant="ours", load=found)])
     assert "1 in all: ours / theirs: 2.00 times the tokens a second" in table
     assert table.count("times the tokens") == 1
+
+
+def test_each_mesh_takes_part_once_for_each_way_to_draft():
+    ours = Contestant("meshmoe", (Server("a", socket_path="a"),), nodes=(cast(LocalNode, object()),))
+    theirs = Contestant("other", (Server("other", port=80),))
+    assert drafting_ways([ours, theirs], ()) == [ours, theirs]
+    off, four, last = drafting_ways([ours, theirs], ["off", "4"])
+    assert [off.name, four.name, last.name] == ["meshmoe, drafts off", "meshmoe, drafts 4", "other"]
+    assert (off.servers[0].drafts, four.servers[0].drafts, last.servers[0].drafts) == ("off", "4", "")
+    assert off.nodes is four.nodes is ours.nodes
 
 
 def test_prompts_differ_and_have_the_wanted_length():

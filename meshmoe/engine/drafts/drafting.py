@@ -27,7 +27,7 @@ from meshmoe.engine.drafts.chooser import LengthChooser
 from meshmoe.engine.drafts.confidence import NO_BAR, Bar, Confidence
 from meshmoe.engine.drafts.length import Prospect, promise
 from meshmoe.engine.drafts.lookup import PromptLookup
-from meshmoe.engine.drafts.mode import DraftMode
+from meshmoe.engine.drafts.mode import AUTO, DraftMode
 from meshmoe.engine.lean.batch import LeanBatch, Row
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.blocks import Sequence as LeanSequence
@@ -78,6 +78,7 @@ class Asked:
         drafts: Its part of drafting.
         room: How many tokens more may be written behind the next one: drafts beyond are of no use.
         ends: Tokens that end the text.
+        mode: What its client said about drafts, or else the node's user.
     """
 
     sequence: LeanSequence
@@ -87,6 +88,7 @@ class Asked:
     drafts: RequestDrafts
     room: int
     ends: frozenset[int] = frozenset()
+    mode: DraftMode = AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class Drafting:
     """See the module. Belongs to the compute thread.
 
     Attributes:
-        mode: What the user said.
+        mode: What the node's user said; a request may say otherwise.
         chances: What a new request begins with, by drafter and depth.
     """
 
@@ -191,20 +193,16 @@ class Drafting:
         return chosen
 
     def _plan(self, asked: Sequence[Asked]) -> list[DraftPlan]:
-        most = max(0, min(DEPTH_MAX, self.mode.length, ROWS_MAX // len(asked) - 1))
-        limits = [min(most, one.room) for one in asked]
-        if self.mode.kind in ("auto", "lookup"):
-            for one in asked:
+        most = max(0, min(DEPTH_MAX, ROWS_MAX // len(asked) - 1))
+        limits = [min(most, one.mode.length, one.room) for one in asked]
+        for one in asked:
+            if one.mode.kind in ("auto", "lookup"):
                 one.drafts.catch_up(one.ids)
-        match self.mode.kind:
-            case "off":
-                return [DraftPlan("local", 0) for _ in asked]
-            case "fixed":
-                return [DraftPlan("local", limit) for limit in limits]
-            case "lookup":
-                found = [_look_up(one, limit) for one, limit in zip(asked, limits, strict=True)]
-                return [DraftPlan(drafter, len(tokens), tokens, seen=(drafter, tokens)) for drafter, tokens in found]
-        return self._best(asked, limits)
+        choose = [at for at, one in enumerate(asked) if one.mode.kind == "auto"]
+        best = self._best([asked[at] for at in choose], [limits[at] for at in choose]) if choose else []
+        chosen = dict(zip(choose, best, strict=True))
+        pairs = enumerate(zip(asked, limits, strict=True))
+        return [chosen.get(at) or _as_told(one, limit) for at, (one, limit) in pairs]
 
     def _best(self, asked: Sequence[Asked], limits: Sequence[int]) -> list[DraftPlan]:
         """For each request the drafter that promises more for it alone, and the lengths that are best together."""
@@ -261,7 +259,7 @@ class Drafting:
     def _draft(self, one: Asked, plan: DraftPlan, draft: _Draft, logits: Tensor, alive: float) -> float:
         """Take a token more; returns the chance that it is right if those before it are."""
         token = one.sampler.guess(logits, draft.tokens)
-        if self.mode.kind != "auto":
+        if one.mode.kind != "auto":
             draft.tokens.append(token)
             return 1.0
         values = logits.float().numpy()
@@ -300,6 +298,17 @@ class Drafting:
             for depth, chance in enumerate(record.chances()[: right + 1]):
                 node[depth] += NODE_WEIGHT * (chance - node[depth])
         return min(known, right + 1)
+
+
+def _as_told(one: Asked, limit: int) -> DraftPlan:
+    """For a request whose mode leaves nothing to choose."""
+    match one.mode.kind:
+        case "fixed":
+            return DraftPlan("local", limit)
+        case "lookup":
+            drafter, tokens = _look_up(one, limit)
+            return DraftPlan(drafter, len(tokens), tokens, seen=(drafter, tokens))
+    return DraftPlan("local", 0)
 
 
 def _look_up(one: Asked, limit: int) -> tuple[Drafter, Sequence[int]]:

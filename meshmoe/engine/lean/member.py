@@ -35,6 +35,7 @@ class Member:
         self.failure: Exception | None = None
         self._lean = lean
         self._drafts = RequestDrafts(drafting)
+        self._mode = generation.request.sampling.drafts or drafting.mode
         self.sequence = lean.sequence()
 
     @property
@@ -75,7 +76,9 @@ class Member:
         room = min(writer.room, self.generation.stream.room // EVENTS_A_TOKEN_MAX) - 1
         if switch is not None and not self.sequence.long:
             room = min(room, switch - len(writer.ids))  # beyond, the text is read again with other frequencies
-        return Asked(self.sequence, writer.ids, writer.sampler, writer.stats, self._drafts, max(0, room), writer.ends)
+        return Asked(
+            self.sequence, writer.ids, writer.sampler, writer.stats, self._drafts, max(0, room), writer.ends, self._mode
+        )
 
     def read(self, logits: Tensor | None) -> list[GenerationEvent]:
         """Note that rows have been read; ``logits`` (``[V]``) of the last if they were the text's last."""

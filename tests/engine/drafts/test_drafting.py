@@ -74,7 +74,7 @@ class Job:
 class Speaker:
     """One request, driven by hand as the scheduler would."""
 
-    def __init__(self, lean, batch, drafting, prompt, params):
+    def __init__(self, lean, batch, drafting, mode, prompt, params):
         _, model = edge(torch.bfloat16)
         self.ids = model.tokenizer(prompt).input_ids
         self.sequence, self.stats = lean.sequence(), GenerationStats()
@@ -82,12 +82,13 @@ class Speaker:
         rows = [Row(self.sequence, t, self.stats, decode=False, logits=False) for t in self.ids]
         rows[-1] = rows[-1]._replace(logits=True)
         self.written = [self.sampler.choose(batch.forward(rows)[0])]
-        self.drafts = RequestDrafts(drafting)
+        self.drafts, self.mode = RequestDrafts(drafting), mode
 
     def asked(self):
         room = TOKENS - len(self.written) - 1
         text = [*self.ids, *(choice.token_id for choice in self.written)]
-        return Asked(self.sequence, text, self.sampler, self.stats, self.drafts, max(0, room))
+        drafts = self.drafts
+        return Asked(self.sequence, text, self.sampler, self.stats, drafts, max(0, room), mode=self.mode)
 
 
 def node(share=0.4, seed=1, kv_bytes=64 << 20):
@@ -101,14 +102,15 @@ def node(share=0.4, seed=1, kv_bytes=64 << 20):
     return lean, lean.batch(Job()), mesh
 
 
-def write(mode, params, prompts=PROMPTS, together=False, share=0.4, fails_at=None):
-    """The texts that the prompts are continued with, and their counters."""
+def write(mode, params, prompts=PROMPTS, together=False, share=0.4, fails_at=None, modes=()):
+    """The texts that the prompts are continued with, and their counters; ``modes`` are those of the requests."""
     lean, batch, mesh = node(share)
     mesh.fails_at = fails_at
     drafting, done = Drafting(mode), []
     groups = [prompts] if together else [[prompt] for prompt in prompts]
     for group in groups:
-        going = [Speaker(lean, batch, drafting, prompt, params) for prompt in group]
+        ways = modes or [mode] * len(group)
+        going = [Speaker(lean, batch, drafting, way, text, params) for way, text in zip(ways, group, strict=True)]
         done += going
         while going:
             asked = [speaker.asked() for speaker in going]
@@ -151,10 +153,19 @@ def test_the_text_is_the_one_without_drafts(plain, mode, together):
         assert sum(s.decode_rounds for s in stats) < sum(s.decode_rounds for s in before)
 
 
+def test_requests_of_one_batch_may_draft_in_different_ways(plain):
+    params, texts, _ = plain
+    found, stats = write(AUTO, params, together=True, modes=[OFF, DraftMode("fixed", 3), AUTO])
+    assert found == texts
+    assert stats[0].drafted_tokens == 0
+    alone = write(DraftMode("fixed", 3), params, PROMPTS[1:2])[1][0]
+    assert 0 < stats[1].drafted_tokens == alone.drafted_tokens
+
+
 def test_drafts_that_were_wrong_are_no_demand():
     def routed(mode):
         lean, batch, _ = node()
-        speaker, drafting = Speaker(lean, batch, Drafting(mode), PROMPTS[0], GREEDY), Drafting(mode)
+        speaker, drafting = Speaker(lean, batch, Drafting(mode), mode, PROMPTS[0], GREEDY), Drafting(mode)
         while len(speaker.written) < TOKENS:
             speaker.written += drafting.advance(batch, [speaker.asked()])[0]
         prompt, *steps = lean.counts.log.take()
@@ -225,7 +236,7 @@ def test_what_stood_in_the_text_is_judged_without_being_used(monkeypatch):
     monkeypatch.setattr(LengthChooser, "lengths", lambda self, prospects: [0] * len(prospects))
     lean, batch, _ = node()
     drafting = Drafting(AUTO)
-    speaker = Speaker(lean, batch, drafting, "one two three. one two three. one two three. one two", GREEDY)
+    speaker = Speaker(lean, batch, drafting, AUTO, "one two three. one two three. one two three. one two", GREEDY)
     while len(speaker.written) < TOKENS:
         speaker.written += drafting.advance(batch, [speaker.asked()])[0]
     assert speaker.stats.drafted_tokens == 0
@@ -238,7 +249,7 @@ def test_what_stood_in_the_text_is_judged_without_being_used(monkeypatch):
 def test_drafts_give_way_where_the_cache_is_full():
     lean, batch, _ = node(kv_bytes=node()[0].blocks.block_bytes * 2)
     drafting = Drafting(DraftMode("fixed", 8))
-    speaker = Speaker(lean, batch, drafting, "a " * 30, GREEDY)
+    speaker = Speaker(lean, batch, drafting, drafting.mode, "a " * 30, GREEDY)
     with pytest.raises(NoBlocksError):
         while True:
             speaker.written += drafting.advance(batch, [speaker.asked()])[0]
