@@ -79,11 +79,12 @@ LossListener = Callable[[NodeId, Lane], None]
 class DirectLane(Protocol):
     """A lane in the hands of a thread that does not run trio; made by `Transport.open_direct`.
 
-    `receive` and `wait` belong to one thread. The transport closes it with everything else.
+    `send`, `receive` and `wait` belong to one thread, which comes back to one of the last two soon: an emulated link
+    delivers what was sent while that thread is in them. The transport closes it with everything else.
     """
 
     def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
-        """Hand over a parcel without waiting; on any thread.
+        """Hand over a parcel without waiting.
 
         Raises:
             UnreachableError: As for `Transport.post`.

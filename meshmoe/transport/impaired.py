@@ -11,9 +11,9 @@ unreachable until `unblock`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -33,6 +33,7 @@ from meshmoe.transport.base import (
     Transport,
     UnreachableError,
 )
+from meshmoe.transport.impaired_direct import ImpairedDirectLane
 from meshmoe.transport.limits import LANE_LIMITS, checked_size_bytes
 from meshmoe.transport.link_model import Arrival, LinkModel
 from meshmoe.transport.precise_timer import PreciseTimer, open_precise_timer
@@ -81,41 +82,17 @@ class _Link:
         self.broken = False
         self.due_s = math.inf
         self.dropped_parcels = 0
+        self.lives = 0
+        """How often the data lane has been forgotten: what another thread has under way since before is dropped."""
 
     def forget_lane(self, lane: Lane) -> None:
         """Drop everything on one lane, and wake those who wait for room there."""
         self.dropped_parcels += self.queues[lane].clear() + self.model.forget_lane(lane) + len(self.stalled[lane])
         self.stalled[lane].clear()
+        self.lives += lane is Lane.DATA
 
     def next_event_s(self) -> float:
         return min(self.model.next_event_s(), self.breaks_s)
-
-
-class _ImpairedDirectLane:
-    """Implements `meshmoe.transport.base.DirectLane`: a parcel leaves when it is sent, not when trio gets to it."""
-
-    def __init__(self, transport: ImpairedTransport, inner: DirectLane, lane: Lane) -> None:
-        self._transport = transport
-        self._lane = lane
-        self._inner = inner
-        self._token = trio.lowlevel.current_trio_token()
-        self._clock = trio.lowlevel.current_clock()
-        self.receive = inner.receive
-        self.wait = inner.wait
-        self.wake = inner.wake
-
-    def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
-        """See `DirectLane.send`."""
-        link = self._transport._links.get(peer)
-        if link is None:
-            self._inner.send(peer, frames)
-            return
-        self._transport._check_reachable(link, self._lane)
-        # Sealed frames may be views of memory that the sender goes on to use; the emulated link keeps them for a while.
-        kept = [bytes(frame) for frame in frames]
-        post = self._transport.post_sent_at
-        with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(post, peer, self._lane, kept, self._clock.current_time())
 
 
 class ImpairedTransport:
@@ -135,6 +112,8 @@ class ImpairedTransport:
         self._timer = timer
         self._timer_s = math.inf
         self._closed = False
+        self._lock = threading.Lock()
+        """Around the links' models, which a direct lane's thread looks at, too."""
         self._links = {peer: self._new_link(peer, shape) for peer, shape in links.items()}
         # Which lanes of which peers were connected, and where to.
         self._connected: dict[NodeId, Endpoints] = {}
@@ -173,7 +152,9 @@ class ImpairedTransport:
         parcel = QueuedParcel(frames, checked_size_bytes(frames, LANE_LIMITS[lane].frame_bytes_max))
         self._check_reachable(link, lane)
         self._advance(link)
-        if not link.queues[lane].offer(parcel):
+        with self._lock:
+            taken = link.queues[lane].offer(parcel)
+        if not taken:
             raise QueueFullError(f"{peer} ({lane.name.lower()} lane) {link.queues[lane].refusal()}")
         self._plan(link)
 
@@ -206,9 +187,40 @@ class ImpairedTransport:
         return await self._inner.receive(lane)
 
     def open_direct(self, lane: Lane) -> DirectLane | None:
-        """See `Transport.open_direct`; sending goes by way of trio, where the links are emulated."""
+        """See `Transport.open_direct`."""
         inner = self._inner.open_direct(lane)
-        return None if inner is None else _ImpairedDirectLane(self, inner, lane)
+        return None if inner is None else ImpairedDirectLane(self, inner, lane)
+
+    def emulates(self, peer: NodeId) -> bool:
+        """Whether there is an emulated link to ``peer``; on any thread, as the three below."""
+        return peer in self._links
+
+    def pass_alone(self, peer: NodeId, lane: Lane, frames: Sequence[Frame], now_s: float) -> tuple[float, int] | None:
+        """Let a parcel of another thread onto an idle link.
+
+        Returns:
+            When it arrives, and the link's life, which `is_life` knows; None if it has to queue (`post_sent_at`).
+
+        Raises:
+            UnreachableError: As for `post`.
+        """
+        link = self._links[peer]
+        self._check_reachable(link, lane)
+        size_bytes = checked_size_bytes(frames, LANE_LIMITS[lane].frame_bytes_max)
+        with self._lock:
+            arrival_s = None if link.stalled[lane] else link.model.pass_alone(lane, size_bytes, now_s)
+            return None if arrival_s is None else (arrival_s, link.lives)
+
+    def is_life(self, peer: NodeId, life: int) -> bool:
+        """Whether what was let onto the link in that life still counts; if not, it is dropped and counted here."""
+        link = self._links[peer]
+        with self._lock:
+            link.dropped_parcels += link.lives != life
+            return link.lives == life
+
+    def deliver(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
+        """On the trio thread: a parcel of another thread has arrived, but did not go at once."""
+        self._deliver(self._links[peer], Arrival(lane, QueuedParcel(frames, sum(map(len, frames)))))
 
     def post_sent_at(self, peer: NodeId, lane: Lane, frames: Sequence[Frame], sent_s: float) -> None:
         """Take a parcel that another thread has sent at ``sent_s``; one that cannot go is dropped and counted."""
@@ -220,7 +232,8 @@ class ImpairedTransport:
             link.dropped_parcels += 1
             return
         self._advance(link, sent_s)
-        link.dropped_parcels += not link.queues[lane].offer(parcel)
+        with self._lock:
+            link.dropped_parcels += not link.queues[lane].offer(parcel)
         self._plan(link)
 
     def stats(self, peer: NodeId) -> LinkStats:
@@ -304,9 +317,11 @@ class ImpairedTransport:
             await self._timer.wait()
 
     def _advance(self, link: _Link, now_s: float | None = None) -> None:
-        """Let time pass on a link, until now or until an earlier moment that the link has not come to yet."""
-        now_s = trio.current_time() if now_s is None else max(now_s, link.model.settled_s)
-        for arrival in link.model.advance(now_s):
+        """Let time pass on a link, until now or until an earlier moment."""
+        now_s = trio.current_time() if now_s is None else now_s
+        with self._lock:
+            arrivals = link.model.advance(now_s)
+        for arrival in arrivals:
             self._deliver(link, arrival)
         if link.breaks_s <= now_s:
             link.breaks_s = math.inf

@@ -11,6 +11,8 @@ The model:
 - *Loss* costs time: see `meshmoe.transport.tcp_loss`.
 - *Order.* A parcel never arrives before its predecessor on the lane; jitter and loss hold up what is behind them.
 - *Back-pressure.* A lane that is held sends nothing. A blocked link sends nothing on any lane.
+- *Alone.* A parcel that finds the link idle may leave without joining a queue (`LinkModel.pass_alone`). What comes to
+  other lanes while it leaves waits for it instead of sharing, so it is late by that parcel's time on the wire at most.
 
 Departures are worked out late, when the first arrival that could follow from them is due: that halves the wake-ups.
 """
@@ -27,6 +29,9 @@ from meshmoe.core.endpoints import Lane
 from meshmoe.core.links import LinkShape
 from meshmoe.transport.queue import ParcelQueue, QueuedParcel
 from meshmoe.transport.tcp_loss import SEGMENT_BYTES, retransmission_delay_s
+
+ALONE_WAIT_S_MAX = 0.001
+"""What passes alone may wait for what passed before it; whatever is longer belongs into a queue, which is bounded."""
 
 # Bytes closer to zero than this are rounding.
 _DUST_BYTES = 1e-6
@@ -55,7 +60,7 @@ class LinkModel:
     Attributes:
         shape: How the link is.
         blocked: Whether nothing gets through.
-        settled_s: The time that the link has come to.
+        settled_s: The time that the link has come to; a time to come while a parcel leaves that is alone.
     """
 
     def __init__(
@@ -86,6 +91,20 @@ class LinkModel:
         state.in_flight.clear()
         state.unsent_bytes = None
         return dropped
+
+    def pass_alone(self, lane: Lane, size_bytes: int, now_s: float) -> float | None:
+        """Let a parcel leave at once; returns when it arrives, or None, with nothing done, if it has to queue.
+
+        It has to where the link is held up, has something to send, or is busy for `ALONE_WAIT_S_MAX` to come.
+        """
+        state = self._lanes[lane]
+        if self.blocked or state.held or any(len(other.queue) for other in self._lanes.values()):
+            return None
+        begins_s = max(now_s, self.settled_s)
+        if begins_s - now_s > ALONE_WAIT_S_MAX:
+            return None
+        self.settled_s = begins_s + size_bytes / self.shape.rate_bytes_per_s
+        return self._arrival_s(state, size_bytes)
 
     def advance(self, now_s: float) -> list[Arrival]:
         """Let time pass until ``now_s``; returns what has arrived, in order."""
@@ -122,6 +141,8 @@ class LinkModel:
 
     def _settle(self, now_s: float) -> None:
         """Send until ``now_s``: from one departure to the next all active lanes get equal shares."""
+        if now_s < self.settled_s:
+            return
         while active := self._active():
             share = self._share(active)
             step_s = min(self._unsent(state) for state in active) / share
@@ -145,11 +166,15 @@ class LinkModel:
     def _depart(self, state: _LaneState) -> None:
         parcel = state.queue.pop()
         state.unsent_bytes = None
+        state.in_flight.append((self._arrival_s(state, parcel.size_bytes), parcel))
+
+    def _arrival_s(self, state: _LaneState, size_bytes: int) -> float:
+        """When a parcel arrives that has just left."""
         shape = self.shape
         arrival_s = self.settled_s + shape.rtt_s / 2 + self._chance.random() * shape.jitter_s
         if shape.loss:
             arrival_s += retransmission_delay_s(
-                parcel.size_bytes,
+                size_bytes,
                 followed=len(state.queue) > 0,
                 rtt_s=shape.rtt_s,
                 segment_s=SEGMENT_BYTES / shape.rate_bytes_per_s,
@@ -157,4 +182,4 @@ class LinkModel:
                 chance=self._chance,
             )
         state.last_arrival_s = max(state.last_arrival_s, arrival_s)
-        state.in_flight.append((state.last_arrival_s, parcel))
+        return state.last_arrival_s

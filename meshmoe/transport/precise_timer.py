@@ -48,6 +48,14 @@ def open_precise_timer() -> PreciseTimer:
     return SleepTimer()
 
 
+def open_timer_fd() -> TimerFd | None:
+    """A timer for a thread that waits for descriptors; None where there is none."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return TimerFd()
+    return None
+
+
 class SleepTimer:
     """The portable timer, as precise as trio's own."""
 
@@ -100,12 +108,18 @@ class TimerFd:
 
     def set(self, deadline_s: float) -> None:
         """See `PreciseTimer.set`."""
-        nanoseconds = 0  # disarms
-        if deadline_s != _NEVER_S:
-            nanoseconds = max(1, round((deadline_s - trio.current_time()) * 1e9))
+        self.set_in(deadline_s - trio.current_time() if deadline_s != _NEVER_S else _NEVER_S)
+
+    def set_in(self, delay_s: float) -> None:
+        """`set` for a time from now; on any thread."""
+        nanoseconds = max(1, round(delay_s * 1e9)) if delay_s != _NEVER_S else 0  # which disarms
         self._spec.value.seconds, self._spec.value.nanoseconds = divmod(nanoseconds, 1_000_000_000)
         if self._libc.timerfd_settime(self._fd, 0, ctypes.byref(self._spec), None) < 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
+
+    def fileno(self) -> int:
+        """The descriptor, readable from the time that was set on."""
+        return self._fd
 
     async def wait(self) -> None:
         """See `PreciseTimer.wait`."""

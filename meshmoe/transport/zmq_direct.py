@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,9 +22,13 @@ from meshmoe.core.endpoints import Lane
 from meshmoe.core.ids import NodeId
 from meshmoe.transport.base import Parcel
 from meshmoe.transport.ledger import Ledger
+from meshmoe.transport.precise_timer import open_timer_fd
 from meshmoe.transport.zmq_inbound import InboundLane
 from meshmoe.transport.zmq_outbound import OutboundLane
 from meshmoe.wire.frames import Frame
+
+_BRIEF_S = 0.05
+"""Waits shorter than this end on time; libzmq counts in whole milliseconds."""
 
 _SKIPPED_MAX = 64
 """Messages that are no parcels, thrown away in one `ZmqDirectLane.receive`."""
@@ -50,6 +55,11 @@ class ZmqDirectLane:
         os.set_blocking(self._wake_write, False)
         # Typed as for sockets alone, but descriptors are welcome, too.
         self._waited_for: list[Any] = [(self._raw, zmq.POLLIN), (self._wake_read, zmq.POLLIN)]
+        self._timer = open_timer_fd()
+        if self._timer is not None:
+            self._waited_for_briefly = [*self._waited_for, (self._timer.fileno(), zmq.POLLIN)]
+        own = [self._wake_read, self._wake_write, *([self._timer.fileno()] if self._timer is not None else [])]
+        weakref.finalize(self, _close_all, own)  # not in `close`: a thread left behind may be about to use them
         self._ready = False
         """Whether `wait` has just seen a message, so that asking again would be for nothing."""
 
@@ -74,11 +84,17 @@ class ZmqDirectLane:
         """See `DirectLane.wait`."""
         if self._closed:
             return
+        waited_for, timeout_ms = self._waited_for, math.ceil(max(0.0, timeout_s) * 1000)
+        if timeout_s < _BRIEF_S and self._timer is not None:
+            if timeout_s <= 0.0:
+                return
+            self._timer.set_in(timeout_s)  # which also forgets that it has rung
+            waited_for, timeout_ms = self._waited_for_briefly, timeout_ms + 1  # the timer is to ring first
         # libzmq's own poll looks at the socket before and after it sleeps, which takes care of the edges.
-        for ready, _ in zmq.zmq_poll(self._waited_for, math.ceil(max(0.0, timeout_s) * 1000)):
+        for ready, _ in zmq.zmq_poll(waited_for, timeout_ms):
             if ready is self._raw:
                 self._ready = True
-            else:
+            elif ready == self._wake_read:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
 
@@ -95,3 +111,8 @@ class ZmqDirectLane:
             self._closed = True
             self._raw.close(0)
         self.wake()
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -114,9 +114,71 @@ async def test_an_emulated_partition_refuses_on_any_thread():
     async with open_pair() as (inner, b), open_impaired_transport(inner, links, 1) as a:
         lane, there = a.open_direct(Lane.DATA), b.open_direct(Lane.DATA)
         a.connect(B, b.endpoints)
-        await trio.to_thread.run_sync(lane.send, B, [b"x"])
+
+        def send_and_wait():
+            lane.send(B, [b"x"])
+            for _ in range(3):  # each may end early
+                lane.wait(0.1)
+
+        await trio.to_thread.run_sync(send_and_wait)
         assert bytes((await trio.to_thread.run_sync(receive, there)).frames[0]) == b"x"
         a.block(B)
         await trio.sleep(BREAK_AFTER_S + 0.1)
         with pytest.raises(UnreachableError):
             await trio.to_thread.run_sync(lane.send, B, [b"x"])
+
+
+@trio_test
+async def test_over_an_emulated_link_a_call_takes_its_round_trip():
+    links = LinkShape(rtt_s=0.01, rate_bytes_per_s=1e9)
+    async with (
+        open_pair() as (inner_a, inner_b),
+        open_impaired_transport(inner_a, {B: links}, 1) as a,
+        open_impaired_transport(inner_b, {A: links}, 2) as b,
+    ):
+        a.connect(B, b.endpoints)
+        b.connect(A, a.endpoints)
+        asking, echoing = a.open_direct(Lane.DATA), b.open_direct(Lane.DATA)
+        while not (a.connected(B, Lane.DATA) and b.connected(A, Lane.DATA)):
+            await trio.sleep(0.01)
+
+        def echo():
+            for _ in range(20):
+                parcel = receive(echoing)
+                echoing.send(parcel.sender, [bytes(frame) for frame in parcel.frames])
+            for _ in range(3):
+                echoing.wait(0.05)
+
+        def ask():
+            took_s = []
+            for i in range(20):
+                began_s = time.monotonic()
+                asking.send(B, [b"%d" % i])
+                assert bytes(receive(asking).frames[0]) == b"%d" % i
+                took_s.append(time.monotonic() - began_s)
+            return took_s
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, echo)
+            took_s = await trio.to_thread.run_sync(ask)
+        assert min(took_s) >= 0.01
+
+
+@trio_test
+async def test_what_is_under_way_to_a_peer_that_is_disconnected_is_dropped():
+    links = {B: LinkShape(rtt_s=0.2, rate_bytes_per_s=1e9)}
+    async with open_pair() as (inner, b), open_impaired_transport(inner, links, 1) as a:
+        lane, there = a.open_direct(Lane.DATA), b.open_direct(Lane.DATA)
+        a.connect(B, b.endpoints)
+        lane.send(B, [b"old"])
+        a.disconnect(B)
+        a.connect(B, b.endpoints)
+        lane.send(B, [b"new"])
+
+        def deliver():
+            for _ in range(3):
+                lane.wait(0.2)
+
+        await trio.to_thread.run_sync(deliver)
+        assert bytes((await trio.to_thread.run_sync(receive, there)).frames[0]) == b"new"
+        assert a.stats(B).dropped_parcels == 1

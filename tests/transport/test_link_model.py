@@ -187,3 +187,31 @@ def test_everything_arrives_once_in_order_and_no_faster_than_the_link(puts, look
         assert times(arrivals)[-1] >= total / 1e6 + 0.005 - 1e-9
         busy_s = total / 1e6 + 0.005 + sum(pause_s for _, _, pause_s in puts)
         assert times(arrivals)[-1] <= busy_s + 1e-6
+
+
+def test_what_passes_alone_takes_as_long_as_what_queues():
+    link = Link()
+    assert link.model.pass_alone(Lane.DATA, 2000, 0.0) == 0.002 + 0.005
+    link.put(Lane.DATA, 1000)
+    assert times(link.finish()) == [0.002 + 0.001 + 0.005], "it leaves when the wire is free"
+
+
+def test_what_passes_alone_follows_what_did_before():
+    link = Link()
+    assert link.model.pass_alone(Lane.DATA, 500, 0.0) == pytest.approx(0.0055)
+    assert link.model.pass_alone(Lane.DATA, 500, 0.0) == pytest.approx(0.006)
+    assert link.model.pass_alone(Lane.DATA, 5000, 0.0) == pytest.approx(0.011)
+    assert link.model.pass_alone(Lane.DATA, 1, 0.0) is None, "6 ms of waiting belong into a queue"
+
+
+def test_nothing_passes_alone_where_something_waits():
+    link = Link()
+    link.put(Lane.BULK, 1_000_000)
+    assert link.model.pass_alone(Lane.DATA, 10, 0.0) is None
+    link.run_until(1.0)
+    assert link.model.pass_alone(Lane.DATA, 10, 1.0) is not None
+    link.model.hold(Lane.DATA, True)
+    assert link.model.pass_alone(Lane.DATA, 10, 2.0) is None
+    link.model.hold(Lane.DATA, False)
+    link.model.blocked = True
+    assert link.model.pass_alone(Lane.DATA, 10, 2.0) is None

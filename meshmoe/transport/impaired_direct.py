@@ -1,0 +1,121 @@
+"""The lane of an emulated link in the hands of a thread that does not run trio.
+
+Parcels that find the link idle are kept here until they have arrived, and sent on by the thread itself: when it asks
+for parcels, or out of its wait, which ends in time for them. By way of trio a parcel would wake that thread twice, to
+take it over and when it is due, and each time the two would fight for the interpreter: with several nodes on one box
+the emulation then costs more than what it emulates. While the thread computes, what is due waits for the end of its
+slice, as it does on a real box for the thread to come round to sending.
+
+What has to queue (the link is busy with another lane, held up or blocked) goes by way of trio all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import NamedTuple, Protocol
+
+import trio
+
+from meshmoe.core.endpoints import Lane
+from meshmoe.core.ids import NodeId
+from meshmoe.transport.base import DirectLane, Parcel, QueueFullError, UnreachableError
+from meshmoe.wire.frames import Frame
+
+
+class EmulatedLinks(Protocol):
+    """What this file needs of `meshmoe.transport.impaired.ImpairedTransport`, with its own words."""
+
+    def emulates(self, peer: NodeId) -> bool:
+        """Whether there is an emulated link."""
+        ...
+
+    def pass_alone(self, peer: NodeId, lane: Lane, frames: Sequence[Frame], now_s: float) -> tuple[float, int] | None:
+        """When a parcel that leaves now arrives, and the link's life; None if it has to queue."""
+        ...
+
+    def is_life(self, peer: NodeId, life: int) -> bool:
+        """Whether what left in that life may arrive."""
+        ...
+
+    def deliver(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
+        """On the trio thread: send on what has arrived."""
+        ...
+
+    def post_sent_at(self, peer: NodeId, lane: Lane, frames: Sequence[Frame], sent_s: float) -> None:
+        """On the trio thread: queue what has left at that time."""
+        ...
+
+
+class _UnderWay(NamedTuple):
+    """A parcel on a link, ordered by arrival."""
+
+    arrival_s: float
+    number: int
+    peer: NodeId
+    life: int
+    frames: list[Frame]
+
+
+class ImpairedDirectLane:
+    """Implements `meshmoe.transport.base.DirectLane`; all but `wake` is for one thread."""
+
+    def __init__(self, links: EmulatedLinks, inner: DirectLane, lane: Lane) -> None:
+        self._links = links
+        self._lane = lane
+        self._inner = inner
+        self._token = trio.lowlevel.current_trio_token()
+        self._clock = trio.lowlevel.current_clock()
+        self._under_way: list[_UnderWay] = []
+        self._numbers = count()
+        self.wake = inner.wake
+
+    def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
+        """See `DirectLane.send`."""
+        links, lane = self._links, self._lane
+        if not links.emulates(peer):
+            self._inner.send(peer, frames)
+            return
+        now_s = self._clock.current_time()
+        passed = links.pass_alone(peer, lane, frames, now_s)
+        # Sealed frames may be views of memory that the sender goes on to use; the emulated link keeps them for a while.
+        kept: list[Frame] = [bytes(frame) for frame in frames]
+        if passed is not None:
+            arrival_s, life = passed
+            heappush(self._under_way, _UnderWay(arrival_s, next(self._numbers), peer, life, kept))
+            return
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(links.post_sent_at, peer, lane, kept, now_s)
+
+    def receive(self) -> Parcel | None:
+        """See `DirectLane.receive`."""
+        if self._under_way:
+            self._send_due()
+        return self._inner.receive()
+
+    def wait(self, timeout_s: float) -> None:
+        """See `DirectLane.wait`."""
+        self._inner.wait(min(timeout_s, self._send_due()))
+        self._send_due()
+
+    def _send_due(self) -> float:
+        """Send what has arrived at the links' other ends; returns seconds until the next parcel does."""
+        under_way = self._under_way
+        while under_way:
+            left_s = under_way[0].arrival_s - self._clock.current_time()
+            if left_s > 0:
+                return left_s
+            parcel = heappop(under_way)
+            if not self._links.is_life(parcel.peer, parcel.life):
+                continue
+            try:
+                self._inner.send(parcel.peer, parcel.frames)
+            except UnreachableError:
+                continue  # its senders are told by the connection that is lost
+            except QueueFullError:
+                with contextlib.suppress(trio.RunFinishedError):
+                    self._token.run_sync_soon(self._links.deliver, parcel.peer, self._lane, parcel.frames)
+        return math.inf
