@@ -13,7 +13,7 @@ from meshmoe.core.errors import RequestError
 
 Body = TypeVar("Body", bound=GenerationFields)
 
-_AT_FIELD = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>.*)`\Z", re.DOTALL)
+_AT_FIELD = re.compile(r"(?P<what>.*) - at (?:`key` in )?`\$\.?(?P<path>.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`")
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
-from meshmoe.engine.request import STOP_STRINGS_MAX
+from meshmoe.engine.request import LOGIT_BIAS_MAX, STOP_STRINGS_MAX
 
 CHOICES_MAX = 128
 TOP_LOGPROBS_MAX = 20
@@ -20,6 +20,10 @@ STOP_CHARS_MAX = 1000
 
 Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
 StopString = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
+
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+TokenIdText = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -74,6 +78,9 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     model: str | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[TokenIdText, Bias], Meta(max_length=LOGIT_BIAS_MAX)] | None = None
     n: Annotated[int, Meta(ge=1, le=CHOICES_MAX)] | None = None
     max_tokens: Count | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=STOP_STRINGS_MAX)] | None = None
@@ -89,16 +96,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     meshmoe: Extensions | None = None
 
-    # Known, not supported.
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    logit_bias: Any = None
-
-    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
-        "logit_bias": ({},),
-    }
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
 
 class CompletionBody(GenerationFields, kw_only=True):

@@ -53,6 +53,9 @@ def sampling_params(
         top_p=1.0 if body.top_p is None else max(body.top_p, TOP_P_MIN),
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias=_logit_bias(body.logit_bias or {}),
         seed=None if body.seed is None else (body.seed + copy) & SEED_MASK,
         stop=stop,
         ignore_eos=bool(body.ignore_eos),
@@ -69,6 +72,11 @@ def _drafts(body: GenerationFields) -> DraftMode | None:
         return parse_draft_mode(str(body.meshmoe.drafts))
     except ConfigError as error:
         raise RequestError(f"meshmoe.drafts: {error}", param="meshmoe", code="invalid_value") from None
+
+
+def _logit_bias(named: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    """Biases by token; of two spellings of one id the later counts, as of a name that JSON has twice."""
+    return tuple(sorted({int(token): bias for token, bias in named.items()}.items()))
 
 
 def _json_schema(body: GenerationFields) -> str | None:

@@ -43,6 +43,8 @@ def sampling_options(command: Command) -> Command:
             click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Keep the likeliest share P."),
             click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Drop below P of the likeliest."),
             click.option("--repetition-penalty", type=click.FloatRange(0.01, 10), metavar="R"),
+            click.option("--frequency-penalty", type=click.FloatRange(-2, 2), metavar="R"),
+            click.option("--presence-penalty", type=click.FloatRange(-2, 2), metavar="R"),
             click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
             click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
             click.option("--ignore-eos", is_flag=True, help="Go on past the end-of-text token."),

@@ -35,6 +35,9 @@ class Options(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: dict[str, float]
     seed: int
     stop: str | list[str]
     ignore_eos: bool

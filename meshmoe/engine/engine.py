@@ -278,7 +278,7 @@ class Engine:
 
     def _check(self, request: GenerationRequest) -> int:
         """Check a request; returns how many tokens it may write."""
-        check_params(request.sampling)
+        check_params(request.sampling, self.model.vocabulary_size)
         prompt, context = request.prompt_ids, self.model.context_length
         if not prompt:
             raise RequestError("the prompt is empty; send at least one token", param="prompt")

@@ -11,6 +11,7 @@ import msgspec
 from meshmoe.engine.drafts.mode import DraftMode
 
 STOP_STRINGS_MAX = 16
+LOGIT_BIAS_MAX = 1024
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +25,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         min_p: Drop tokens below this share of the likeliest one's probability (Nguyen et al. 2024); 0 keeps all.
         repetition_penalty: Divide positive (multiply negative) logits of tokens already seen, in the prompt or since
             (Keskar et al. 2019); 1 leaves them.
+        frequency_penalty: Subtracted from a token's logit as often as the token has been written since the prompt.
+        presence_penalty: Subtracted once, if the token has been written since the prompt.
+        logit_bias: Token ids, each once, with what is added to their logits.
         seed: Seed of this request's own random generator; None draws one.
         stop: Strings that end the text; they are not part of it.
         ignore_eos: Go on past the end-of-text token.
@@ -39,6 +43,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False

@@ -3,8 +3,8 @@
 All arithmetic is on float32 logits (float64 for the final draw). The same logits, the same seed and the same place in
 the text give the same token, whatever else the node is doing and whatever was drawn before.
 
-The order is the usual one: the tokens that the prescribed form allows, repetition penalty, temperature, top-k, top-p,
-min-p; each filter sees what the former left.
+The order is the usual one: the tokens that the prescribed form allows, bias, repetition penalty, frequency and presence
+penalty, temperature, top-k, top-p, min-p; each sees what the former left.
 Log-probabilities are of the model's own distribution, before all that.
 
 The draw is a race. Every token of the vocabulary gets an exponential delay, made of nothing but seed and place. Divided
@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meshmoe.core.errors import MeshmoeError, RequestError
-from meshmoe.engine.request import STOP_STRINGS_MAX, SamplingParams
+from meshmoe.engine.request import LOGIT_BIAS_MAX, STOP_STRINGS_MAX, SamplingParams
 
 if TYPE_CHECKING:
     from meshmoe.engine.grammar import Constraint
@@ -73,6 +74,10 @@ class Sampler:
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         self._key = seed & (1 << 64) - 1
         self._seen: dict[int, None] = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1.0 else {}
+        self._counted = params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
+        self._counts: Counter[int] = Counter()
+        """How often each token was chosen, where penalties ask for it."""
+        self._bias = _indexed(params.logit_bias)
         self._place = 0
         """Tokens chosen so far."""
 
@@ -103,6 +108,8 @@ class Sampler:
             self._constraint.accept(token_id)
         if params.repetition_penalty != 1.0:
             self._seen[token_id] = None
+        if self._counted:
+            self._counts[token_id] += 1
         if params.logprobs is None:
             return Choice(token_id, None, ())
         logprobs = torch.log_softmax(logits, dim=0)
@@ -123,8 +130,12 @@ class Sampler:
 
     def _winner(self, logits: Tensor, ahead: Sequence[int]) -> int:
         params = self._params
+        if self._bias is not None:
+            logits = logits.index_add(0, *self._bias)
         seen = list(self._seen | dict.fromkeys(ahead)) if params.repetition_penalty != 1.0 else []
         scores = penalised(logits, seen, params.repetition_penalty)
+        if self._counted:
+            scores = less_of_the_same(scores, self._counts + Counter(ahead), params)
         values = scores.numpy()
         if params.temperature == 0:
             token_id = int(values.argmax())  # a third of the time that torch takes for a vocabulary of 4,096
@@ -156,6 +167,27 @@ def penalised(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
     ids = torch.tensor(seen)
     values = logits[ids]
     return logits.index_copy(0, ids, torch.where(values < 0, values * penalty, values / penalty))
+
+
+def less_of_the_same(scores: Tensor, counts: Mapping[int, int], params: SamplingParams) -> Tensor:
+    """Subtract what frequency and presence penalty ask for, as OpenAI's interface defines them.
+
+    Args:
+        scores: ``[V]`` float32; not changed.
+        counts: How often each token that has been written was written.
+        params: With the penalties.
+    """
+    costs = [(token, -(n * params.frequency_penalty + params.presence_penalty)) for token, n in counts.items()]
+    indexed = _indexed(costs)
+    return scores if indexed is None else scores.index_add(0, *indexed)
+
+
+def _indexed(amounts: Sequence[tuple[int, float]]) -> tuple[Tensor, Tensor] | None:
+    """Token ids, and float32 amounts to be added to their logits; None if there are none."""
+    if not amounts:
+        return None
+    ids, values = zip(*amounts, strict=True)
+    return torch.tensor(ids), torch.tensor(values, dtype=torch.float32)
 
 
 def distribution(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -193,8 +225,12 @@ def _nucleus(probs: Tensor, top_p: float) -> Tensor:
     return best.indices[:keep]
 
 
-def check_params(params: SamplingParams) -> None:
+def check_params(params: SamplingParams, vocabulary: int) -> None:
     """Check that sampling parameters make sense.
+
+    Args:
+        params: What was asked for.
+        vocabulary: Tokens that the model knows.
 
     Raises:
         RequestError: It names the parameter and its bounds.
@@ -206,6 +242,13 @@ def check_params(params: SamplingParams) -> None:
         "top_p": (0 < params.top_p <= 1, "above 0 and at most 1"),
         "min_p": (0 <= params.min_p <= 1, "between 0 and 1"),
         "repetition_penalty": (0.01 <= params.repetition_penalty <= 100, "between 0.01 and 100"),
+        "frequency_penalty": (-2 <= params.frequency_penalty <= 2, "between -2 and 2"),
+        "presence_penalty": (-2 <= params.presence_penalty <= 2, "between -2 and 2"),
+        "logit_bias": (
+            len(dict(params.logit_bias)) == len(params.logit_bias) <= LOGIT_BIAS_MAX
+            and all(0 <= token < vocabulary and -100 <= bias <= 100 for token, bias in params.logit_bias),
+            f"at most {LOGIT_BIAS_MAX} token ids below {vocabulary}, each with a bias between -100 and 100",
+        ),
         "stop": (
             len(params.stop) <= STOP_STRINGS_MAX and all(params.stop),
             f"at most {STOP_STRINGS_MAX} strings, none of them empty",
@@ -217,4 +260,4 @@ def check_params(params: SamplingParams) -> None:
     }
     for name, (good, bounds) in checks.items():
         if not good:
-            raise RequestError(f"{name} is {getattr(params, name)!r}; it must be {bounds}", param=name)
+            raise RequestError(f"{name} is {getattr(params, name)!r:.100}; it must be {bounds}", param=name)

@@ -43,6 +43,9 @@ def test_all_sampling_fields_arrive(served: Served) -> None:
         "top_k": 7,
         "min_p": 0.1,
         "repetition_penalty": 1.5,
+        "frequency_penalty": 0.25,
+        "presence_penalty": -0.5,
+        "logit_bias": {"7": -100, "5": 1.5},
         "seed": -3,
         "stop": ["a", "b"],
         "ignore_eos": True,
@@ -55,6 +58,8 @@ def test_all_sampling_fields_arrive(served: Served) -> None:
     sampling = served.service.requests[0].sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (3, 0.5, 0.9, 7)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.stop) == (0.1, 1.5, ("a", "b"))
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (0.25, -0.5)
+    assert sampling.logit_bias == ((5, 1.5), (7, -100.0))
     assert (sampling.ignore_eos, sampling.logprobs) == (True, 2)
     assert sampling.seed == (1 << 63) - 3
     assert sampling.drafts is None

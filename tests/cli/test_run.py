@@ -30,11 +30,13 @@ def test_continues_a_text(served: Served, invoke: Invoke) -> None:
 
 def test_all_flags_arrive(served: Served, invoke: Invoke) -> None:
     flags = "--max-tokens 3 --temperature 0.5 --top-p 0.9 --top-k 7 --min-p 0.1 --repetition-penalty 1.5 --seed 9"
+    flags += " --frequency-penalty 0.5 --presence-penalty -1"
     result = invoke("run", "hello", *flags.split(), "--stop", "a", "--stop", "b c", "--ignore-eos")
     assert result.exit_code == 0
     sampling = served.service.requests[0].sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (3, 0.5, 0.9, 7)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.seed) == (0.1, 1.5, 9)
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (0.5, -1)
     assert (sampling.stop, sampling.ignore_eos) == (("a", "b c"), True)
 
 

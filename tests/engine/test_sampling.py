@@ -19,9 +19,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from meshmoe.core.errors import MeshmoeError
+from meshmoe.core.errors import MeshmoeError, RequestError
 from meshmoe.engine.request import SamplingParams
-from meshmoe.engine.sampling import Sampler, distribution, penalised
+from meshmoe.engine.sampling import Sampler, check_params, distribution, less_of_the_same, penalised
 
 # Values without ties and not so close together that rounding could order them differently.
 rows = st.lists(st.integers(-4000, 4000), min_size=2, max_size=600, unique=True).map(
@@ -134,7 +134,14 @@ def p_value(counts, probs):
 @examples
 @given(logits=rows, ahead=st.lists(st.integers(0, 1), max_size=4), temperature=st.sampled_from([0.0, 0.8]))
 def test_a_guess_is_the_choice_to_come(logits, ahead, temperature):
-    params = SamplingParams(temperature=temperature, seed=4, repetition_penalty=1.3)
+    params = SamplingParams(
+        temperature=temperature,
+        seed=4,
+        repetition_penalty=1.3,
+        frequency_penalty=0.7,
+        presence_penalty=-0.4,
+        logit_bias=((1, 0.5),),
+    )
     sampler, later = Sampler(params, (0,)), Sampler(params, (0,))
     written = []
     for token in ahead:
@@ -164,6 +171,46 @@ def test_the_penalty_remembers_what_was_written():
     sampler = Sampler(SamplingParams(repetition_penalty=2.0), (0,))
     logits = torch.tensor([4.0, 3.0, 2.5, -1.0])
     assert [sampler.choose(logits).token_id for _ in range(3)] == [1, 2, 0]
+
+
+def test_frequency_and_presence_penalty_by_their_definition():
+    """OpenAI: mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence, with c of the text written so far."""
+    params = SamplingParams(frequency_penalty=0.75, presence_penalty=0.5)
+    scores = less_of_the_same(torch.tensor([1.0, 2.0, 3.0]), {0: 3, 2: 1}, params)
+    assert scores.tolist() == [1.0 - 3 * 0.75 - 0.5, 2.0, 3.0 - 0.75 - 0.5]
+    logits = torch.tensor([4.0, 3.9, 3.0, -1.0])
+    # 4.0 | 3.9 | 2.75 3.0 | ... the prompt's tokens are not counted.
+    sampler = Sampler(params, (0, 0, 0, 1))
+    assert [sampler.choose(logits).token_id for _ in range(4)] == [0, 1, 2, 0]
+    # Without any frequency penalty the third is 3.5 against 3.4 and 3.0, and stays.
+    sampler = Sampler(SamplingParams(presence_penalty=0.5), (0,))
+    assert [sampler.choose(logits).token_id for _ in range(5)] == [0, 1, 0, 0, 0]
+
+
+def test_bias_forbids_and_forces_but_is_not_in_the_log_probabilities():
+    logits = torch.tensor([4.0, 3.0, 2.0])
+    assert Sampler(SamplingParams(logit_bias=((0, -100.0),)), ()).choose(logits).token_id == 1
+    choice = Sampler(SamplingParams(logit_bias=((2, 100.0),), temperature=1.0, seed=1, logprobs=0), ()).choose(logits)
+    assert choice.token_id == 2
+    assert choice.logprob == float(torch.log_softmax(logits, 0)[2])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"logit_bias": ((300, 1.0),)},
+        {"logit_bias": ((-1, 1.0),)},
+        {"logit_bias": ((1, 101.0),)},
+        {"logit_bias": ((1, float("nan")),)},
+        {"logit_bias": ((1, 1.0), (1, 2.0))},
+        {"frequency_penalty": 2.5},
+        {"presence_penalty": float("nan")},
+    ],
+)
+def test_bad_penalties_are_named(bad):
+    (name,) = bad
+    with pytest.raises(RequestError, match=name):
+        check_params(SamplingParams(**bad), 300)
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3, 50.0])

@@ -22,6 +22,8 @@ PROMPTS = [
     "lantern, noun: a lamp with",
     "int main(",
     "a: ",
+    "the the the",
+    "lantern, noun:",
 ]
 OPTIONS = [
     {"max_tokens": 30, "ignore_eos": True},
@@ -30,11 +32,13 @@ OPTIONS = [
     {"max_tokens": 1},
     {"max_tokens": 30, "temperature": 0.7, "top_k": 20, "seed": 1, "repetition_penalty": 1.2},
     {"max_tokens": 40, "json_schema": SCHEMA},
+    {"max_tokens": 30, "frequency_penalty": 0.6, "presence_penalty": 0.3, "logit_bias": ((260, 2.0), (5, -100.0))},
+    {"max_tokens": 30, "temperature": 0.8, "seed": 3, "frequency_penalty": -0.2, "presence_penalty": 1.5},
 ]
 
 
 def written(mode, share, interrupted=False):
-    """What six requests that run together write, on a node that holds a share of the experts."""
+    """What eight requests that run together write, on a node that holds a share of the experts."""
     _, model = edge(torch.bfloat16)
     whole = edge_pool(torch.bfloat16)
     rng = random.Random(2)
