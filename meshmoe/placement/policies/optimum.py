@@ -2,8 +2,9 @@
 
 One binary variable says that a node holds an expert. For each routing set (equal sets of a node's layer are one, their
 rates added), variables say how long its layer takes: at least the branch of every expert that is away, and at least the
-local compute. The objective is `meshmoe.placement.cost` exactly, provided that each expert has one way to be reached
-whoever else holds it: a full mesh of equal links and equal speeds. Other worlds are refused.
+local compute. Where holders differ in distance, a variable for each step from one to the next farther says whether an
+expert has to be fetched from beyond it: 1 if there is no nearer holder. A branch is the nearest one's time and the
+further steps taken. So the objective is `meshmoe.placement.cost` exactly.
 
 Source: HiGHS (Huangfu & Hall 2018) through ``scipy.optimize.milp``.
 """
@@ -11,6 +12,7 @@ Source: HiGHS (Huangfu & Hall 2018) through ``scipy.optimize.milp``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -18,7 +20,7 @@ from scipy.sparse import csr_matrix
 
 from meshmoe.placement.cost import Branches, layer_steps
 from meshmoe.placement.policies.base import no_holders
-from meshmoe.placement.trace import Floats
+from meshmoe.placement.trace import Floats, Ints, Steps
 from meshmoe.placement.world import Holders, World
 
 
@@ -58,51 +60,109 @@ def solve(world: World, *, time_limit_s: float = 60.0, relax: bool = False) -> O
     """Find the placement with the least mesh cost on the world's traces.
 
     Args:
-        world: With equal links and speeds between all pairs.
+        world: With its traces.
         time_limit_s: After which the best placement so far is taken; the bound is valid even then.
         relax: Solve the linear relaxation only, for its bound.
-
-    Raises:
-        ValueError: Links or speeds differ.
     """
     shape, count = world.shape, len(world.nodes)
-    away = ~np.eye(count, dtype=bool)
-    calls_s, bytes_s = world.call_s(1.0)[away], world.byte_s[away]
-    if np.ptp(calls_s) > 1e-12 or np.ptp(bytes_s) > 1e-18 or len({s.row_s for s in world.specs}) > 1:
-        raise ValueError("the optimum is only computed for equal links and speeds")
     size = count * shape.layers * shape.experts
     index = np.arange(size).reshape(count, shape.layers, shape.experts)
     program = _Program([0.0] * size, [], [], [], [])
     constant = 0.0
-    plain = np.ones(shape.experts)
-    branch = Branches(plain * calls_s[0], plain * bytes_s[0], plain * world.specs[0].row_s)
     for node, trace in enumerate(world.traces):
+        rings = _rings(world, node)
+        beyond = _beyond(program, world, node, rings, index)
         for steps in (trace.decode, trace.prefill):
             for layer in range(shape.layers if len(steps) else 0):
-                priced = layer_steps(world.specs[node], shape.row_bytes, steps, layer, branch)
-                sets: dict[bytes, list[int]] = {}
-                for step in range(len(steps)):
-                    key = np.sort(priced.slots[step] * 1_000_003 + steps.rows[step, layer]).tobytes()
-                    sets.setdefault(key, []).append(step)
-                for members in sets.values():
-                    step, rate = members[0], float(priced.rates[members].sum())
-                    used = priced.slots[step] < shape.experts
-                    columns = index[node, layer, priced.slots[step][used]].tolist()
-                    remote, local = priced.remote_s[step][used].tolist(), priced.local_s[step][used].tolist()
-                    for column, wire_s in zip(columns, priced.wire_s[step][used].tolist(), strict=True):
-                        program.costs[column] -= rate * wire_s
-                        constant += rate * wire_s
-                    taken = len(program.costs)
-                    program.costs.append(rate)
-                    for column, remote_s in zip(columns, remote, strict=True):
-                        program.add_row({taken: 1.0, column: remote_s}, remote_s)
-                    program.add_row({taken: 1.0, **{c: -s for c, s in zip(columns, local, strict=True)}}, 0.0)
+                constant += _add_layer(program, world, node, steps, layer, rings, beyond[:, layer])
     for layer, expert in np.argwhere(shape.exists):
         program.add_row(dict.fromkeys(index[:, layer, expert].tolist(), 1.0), 1.0)
     for node, capacity in enumerate(world.capacity_bytes):
         sizes = shape.expert_bytes.ravel() / capacity
         program.add_row(dict(zip(index[node].ravel().tolist(), (-sizes).tolist(), strict=True)), -1.0)
     return _run(world, program, constant, size, time_limit_s, relax)
+
+
+class _Ring(NamedTuple):
+    """Holders that are equally far from a node."""
+
+    members: list[int]
+    call_s: float
+    byte_s: float
+    row_s: float
+
+
+def _rings(world: World, node: int) -> list[_Ring]:
+    """Of a node, nearest first."""
+    call_s, byte_s = world.call_s(1.0)[node], world.byte_s[node]
+    time_s = call_s + 2 * world.shape.row_bytes * byte_s
+    rings: list[_Ring] = []
+    for other in np.argsort(time_s, kind="stable").tolist():
+        if other == node:
+            continue
+        ring = _Ring([other], float(call_s[other]), float(byte_s[other]), world.specs[other].row_s)
+        last = rings[-1] if rings else None
+        if last and np.allclose(ring[1:], last[1:], rtol=1e-9, atol=0):
+            last.members.append(other)
+        else:
+            rings.append(ring)
+    return rings
+
+
+def _beyond(program: _Program, world: World, node: int, rings: list[_Ring], index: Ints) -> Ints:
+    """Columns ``[rings, layers, experts]``: whether a node must go so far. The first is that of holding it at home."""
+    columns = np.empty((len(rings), *index.shape[1:]), np.int64)
+    columns[0] = index[node]
+    for layer, expert in np.argwhere(world.shape.exists).tolist():
+        nearer = [int(index[node, layer, expert])]
+        for number in range(1, len(rings)):
+            nearer += index[rings[number - 1].members, layer, expert].tolist()
+            columns[number, layer, expert] = len(program.costs)
+            program.add_row({len(program.costs): 1.0, **dict.fromkeys(nearer, 1.0)}, 1.0)
+            for home in nearer:  # the way beyond may be the better one in one respect
+                program.add_row({len(program.costs): -1.0, home: -1.0}, -1.0)
+            program.costs.append(0.0)
+    return columns
+
+
+def _add_layer(
+    program: _Program, world: World, node: int, steps: Steps, layer: int, rings: list[_Ring], beyond: Ints
+) -> float:
+    """Add a layer of a node's steps; returns what it costs besides, with nothing at home and all in the first ring."""
+    shape, spec = world.shape, world.specs[node]
+    plain, constant = np.ones(shape.experts), 0.0
+    priced = [
+        layer_steps(
+            spec, shape.row_bytes, steps, layer, Branches(plain * r.call_s, plain * r.byte_s, plain * r.row_s)
+        )
+        for r in rings
+    ]
+    first = priced[0]
+    sets: dict[bytes, list[int]] = {}
+    for step in range(len(steps)):
+        key = np.sort(first.slots[step] * 1_000_003 + steps.rows[step, layer]).tobytes()
+        sets.setdefault(key, []).append(step)
+    for members in sets.values():
+        step, rate = members[0], float(first.rates[members].sum())
+        used = np.flatnonzero(first.slots[step] < shape.experts)
+        taken = len(program.costs)
+        program.costs.append(rate)
+        compute = {taken: 1.0}
+        for slot in used.tolist():
+            expert = first.slots[step, slot]
+            home = int(beyond[0, expert])
+            wire_s, remote_s = ([float(getattr(p, name)[step, slot]) for p in priced] for name in ("wire_s", "remote_s"))
+            program.costs[home] -= rate * wire_s[0]
+            constant += rate * wire_s[0]
+            wait = {taken: 1.0, home: remote_s[0]}
+            for number in range(1, len(rings)):
+                column = int(beyond[number, expert])
+                program.costs[column] += rate * (wire_s[number] - wire_s[number - 1])
+                wait[column] = remote_s[number - 1] - remote_s[number]
+            program.add_row(wait, remote_s[0])
+            compute[home] = -float(first.local_s[step, slot])
+        program.add_row(compute, 0.0)
+    return constant
 
 
 def _run(world: World, program: _Program, constant: float, size: int, time_limit_s: float, relax: bool) -> Optimum:

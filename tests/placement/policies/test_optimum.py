@@ -47,6 +47,16 @@ def test_negotiation_comes_near_it():
     assert np.mean(ratios) < 1.03, ratios
 
 
-def test_unequal_links_are_refused():
-    with pytest.raises(ValueError, match="equal links"):
-        solve(small_world(links=[(0, 1, 1.0), (1, 2, 2.0)]))
+@pytest.mark.parametrize("prefill", [False, True])
+def test_on_unequal_links_and_speeds_nothing_is_cheaper_either(prefill):
+    links = [(0, 1, 1.0), (1, 2, 1.0), (0, 2, 2.1)]  # past node 1 it is nearer, but takes more for bytes
+    world = small_world(4, nodes=3, layers=1, experts=4, redundancy=1.5, tokens=20, prefill=prefill, links=links)
+    found = solve(world)
+    world.check(found.holders)
+    assert found.cost == pytest.approx(mesh_cost(world, found.holders), rel=1e-6)
+    best = np.inf
+    for row in itertools.product(range(1, 8), repeat=4):  # which of the three hold each expert
+        holders = np.array([[bool(v >> node & 1) for v in row] for node in range(3)])[:, None]
+        if (holders.sum(axis=(1, 2)) <= 2).all():
+            best = min(best, mesh_cost(world, holders))
+    assert found.cost == pytest.approx(best, rel=1e-6)
