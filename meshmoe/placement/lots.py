@@ -14,14 +14,15 @@ mesh's cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from types import MappingProxyType
 from zlib import crc32
 
 import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, Lot
+from meshmoe.placement.bystanders import marks_of, mask_of, others_pay
 from meshmoe.placement.compiled import compiled
 from meshmoe.placement.cost import Branches
 from meshmoe.placement.joint import Seat, best_division
@@ -33,6 +34,7 @@ from meshmoe.placement.world import Holders, ModelShape
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Experts in a lot; the whole of what there is comes on top."""
 
+NOBODY_KNOWN: Mapping[int, Table] = MappingProxyType({})
 
 WORK = 400_000
 """Of the search for a division, in turns times experts; but at least 100 turns, and 600 at most."""
@@ -83,32 +85,39 @@ class Outlook:
         best = np.where(others.any(axis=0), best, self.time_s[node].argmax())
         return Branches((self.time_s[node] - wire_s)[best], self.byte_s[node][best], self.row_s[best])
 
-    def regret(self, node: int) -> Floats:
+    def regret(self, node: int, asked: Mask | None = None) -> Floats:
         """What all others lose, at most, if a node drops an expert: ``[layers, experts]`` seconds a second.
 
         0 where it does not hold one, and where it is an expert's only holder.
-        """
-        return self._others_lose(node, -1)
 
-    def passing_regret(self, source: int, target: int) -> Floats:
+        Args:
+            node: Who drops it.
+            asked: ``[nodes]``, whose loss counts; everybody's if None.
+        """
+        return self._others_lose(node, -1, asked)
+
+    def passing_regret(self, source: int, target: int, asked: Mask | None = None) -> Floats:
         """What nodes other than these two lose, at most, if an expert is at ``target`` instead of ``source``.
 
         ``[layers, experts]`` seconds a second, 0 where ``source`` does not hold one.
         """
-        return self._others_lose(source, target)
+        return self._others_lose(source, target, asked)
 
-    def _others_lose(self, source: int, target: int) -> Floats:
+    def _others_lose(self, source: int, target: int, asked: Mask | None) -> Floats:
         count = len(self.holders)
+        asked = np.ones(count, bool) if asked is None else asked
         holders, demand = self.holders.reshape(count, -1), self.demand.reshape(count, -1)
         total: Floats = np.zeros(self.owner.size)
         places = np.flatnonzero(holders[source])
-        total[places] = _others_lose(self.time_s, holders, demand, places, source, target)
+        total[places] = _others_lose(self.time_s, holders, demand, places, source, target, asked)
         return total.reshape(self.owner.shape)
 
 
 @compiled
-def _others_lose(time_s: Floats, holders: Mask, demand: Floats, places: Ints, source: int, target: int) -> Floats:
-    """For each place, what all but ``source`` and ``target`` lose if it is at ``target`` instead, or nowhere (-1)."""
+def _others_lose(
+    time_s: Floats, holders: Mask, demand: Floats, places: Ints, source: int, target: int, asked: Mask
+) -> Floats:
+    """For each place, what ``asked`` but the two lose if it is at ``target`` instead of ``source``, or nowhere (-1)."""
     losses = np.zeros(len(places))
     near = np.empty(len(holders), np.int64)
     for number in range(len(places)):
@@ -118,7 +127,7 @@ def _others_lose(time_s: Floats, holders: Mask, demand: Floats, places: Ints, so
                 near[count] = node
                 count += 1
         for caller in range(len(holders)):
-            if caller in (source, target) or holders[caller, place]:
+            if caller in (source, target) or holders[caller, place] or not asked[caller]:
                 continue
             now, then = np.inf, np.inf
             for i in range(count):
@@ -208,32 +217,47 @@ class Side:
             lots += [Lot(layer, two_drops=experts) for experts in drops]
         return lots
 
-    def prices(self, lots: Sequence[Lot], *, proposer: bool) -> list[int]:
-        """What each lot is worth to this end.
+    def prices(
+        self,
+        lots: Sequence[Lot],
+        *,
+        proposer: bool,
+        known: Mapping[int, Table] = NOBODY_KNOWN,
+        counted: Collection[int] = (),
+    ) -> list[int]:
+        """What each lot is worth to this end, and to those for whom it speaks.
 
         Args:
             lots: From `propose` and `own_lots` of the two ends.
             proposer: Whether this end is *one*.
+            known: Bystanders for whom this end speaks, with their demand.
+            counted: Bystanders for whom the other end speaks. Of the rest, each end counts only what they may lose
+                at most by what it drops.
         """
         if not lots:
             return []
         outlook = self.outlook
         layers = np.array([lot.layer for lot in lots])
-        adds, drops, given = (
-            _marks([getattr(lot, field) for lot in lots], outlook.shape.experts)
-            for field in (("one_adds", "one_drops", "to_two") if proposer else ("two_adds", "two_drops", "to_one"))
-        )
+        marks = marks_of(lots, outlook.shape.experts)
+        adds, drops = marks[0 if proposer else 1]
+        given = mask_of([lot.to_two if proposer else lot.to_one for lot in lots], outlook.shape.experts)
         size_s = outlook.shape.expert_bytes.max(axis=1) * self.move_s
         gains = -adds.sum(axis=1) * size_s[layers]
+        asked = np.ones(len(outlook.holders), bool)
+        asked[[*known, *counted]] = False
+        asked[[self.me, self.other]] = True  # the ends speak for themselves in what they hold, not in what they call
         for regret, gone in (
-            (outlook.passing_regret(self.me, self.other), drops & given),
-            (outlook.regret(self.me), drops & ~given),
+            (outlook.passing_regret(self.me, self.other, asked), drops & given),
+            (outlook.regret(self.me, asked), drops & ~given),
         ):
             gains -= (regret[layers] * gone).sum(axis=1)
         for layer in np.unique(layers):
             of = np.flatnonzero(layers == layer)
             now = outlook.holders[self.me, layer]
             gains[of] += self.pricer.cost(layer, now) - self.pricer.cost(layer, (now | adds[of]) & ~drops[of])
+        speaks_for = {node: table for node, table in known.items() if node not in counted}
+        ends = (self.me, self.other) if proposer else (self.other, self.me)
+        gains -= others_pay(outlook, ends, layers, marks, speaks_for)
         prices: list[int] = np.floor(gains * PRICE_SCALE).astype(np.int64).tolist()
         return prices
 
@@ -306,15 +330,6 @@ class Side:
             yield Lot(layer, taken, one_adds=adds)
         if given and not taken:
             yield Lot(layer, to_two=given, two_adds=gets)
-
-
-def _marks(sets: Sequence[Sequence[int]], experts: int) -> Mask:
-    """Sets as masks: ``[sets, experts]``."""
-    marks = np.zeros((len(sets), experts), bool)
-    counts = [len(one) for one in sets]
-    members = np.fromiter(chain.from_iterable(sets), np.int64, sum(counts))
-    marks[np.repeat(np.arange(len(sets)), counts), members] = True
-    return marks
 
 
 def _prefixes(order: Ints) -> Iterator[tuple[int, ...]]:

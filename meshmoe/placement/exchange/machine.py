@@ -206,7 +206,8 @@ class ExchangeMachine:
         side = self._stand.side(peer)
         self._id += 1
         lots = [*self._stand.division(side, peer), *side.propose()]
-        lots, prices = best_lots(lots, side.prices(lots, proposer=True))
+        known = self._stand.bystanders(peer)
+        lots, prices = best_lots(lots, self._stand.prices(side, lots, proposer=True, known=known))
         message = ExchangeProposal(
             self._id,
             self.plan.version,
@@ -216,6 +217,7 @@ class ExchangeMachine:
             self.plan.room_bytes,
             self._stand.cost(side),
             self._stand.sketch_known(peer),
+            tuple(known),
         )
         self._exchange = _Proposed(peer, message, 1, self._now + self._config.retry_s)
         self._send(peer, message)
@@ -284,8 +286,11 @@ class ExchangeMachine:
     def _accept(self, sender: NodeId, proposal: ExchangeProposal) -> None:
         side = self._stand.side(sender)
         own = side.own_lots()
-        own, own_prices = best_lots(own, side.prices(own, proposer=False))
-        prices = [*side.prices(proposal.lots, proposer=False), *own_prices]
+        known = self._stand.bystanders(sender)
+        own, own_prices = best_lots(own, self._stand.prices(side, own, proposer=False, known=known))
+        known = self._stand.bystanders(sender, proposal.counted)
+        theirs = self._stand.prices(side, proposal.lots, proposer=False, known=known, counted=proposal.counted)
+        prices = [*theirs, *own_prices]
         draft = ExchangeAnswer(proposal.id, "accepted", own, prices, self.plan.room_bytes)
         agreed = agree(proposal, draft, self._shape)
         assert agreed is not None  # lengths are ours

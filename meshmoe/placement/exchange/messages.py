@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from meshmoe.core.ids import NodeId
 from meshmoe.core.messages import ByteCount, CallId, Message
 from meshmoe.placement.bargain import Lot
 from meshmoe.placement.sketch import Sketch
@@ -20,6 +21,9 @@ LOTS_MAX = 4096
 NAMED_MAX = 32768
 """Experts that a message's lots name as copies that come or go; some of them change owners, too. With at most three
 bytes each, a message stays below the 256 KiB that the wire takes."""
+
+BYSTANDERS_MAX = 8
+"""Third nodes that one end speaks for at most: each is priced for every lot."""
 
 Version = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Price = Annotated[int, Meta(gt=-(1 << 60), lt=1 << 60)]
@@ -39,6 +43,7 @@ class ExchangeProposal(Message, frozen=True, tag="bargain"):
         room_bytes: Free at one.
         cost: One's present cost, in nanoseconds a second.
         sketch_known: Version of two's sketch that one has; 0 without one.
+        counted: Third nodes that one's prices speak for.
     """
 
     id: CallId
@@ -49,6 +54,7 @@ class ExchangeProposal(Message, frozen=True, tag="bargain"):
     room_bytes: ByteCount
     cost: Price
     sketch_known: Version = 0
+    counted: Annotated[tuple[NodeId, ...], Meta(max_length=BYSTANDERS_MAX)] = ()
 
 
 class ExchangeAnswer(Message, frozen=True, tag="bargained"):

@@ -6,7 +6,7 @@ changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from meshmoe.placement.bargain import PRICE_SCALE, Lot
 from meshmoe.placement.copies import Copies, better_copies
 from meshmoe.placement.exchange.config import ExchangeConfig
 from meshmoe.placement.exchange.events import Links, PeerPlan
+from meshmoe.placement.exchange.messages import BYSTANDERS_MAX
 from meshmoe.placement.exchange.plan import Plan
 from meshmoe.placement.lots import Outlook, Side
 from meshmoe.placement.sketch import Sketch, shortened, sketch_of, table_of
@@ -82,6 +83,28 @@ class Standpoint:
     def sketch_known(self, peer: NodeId) -> int:
         """Version of a peer's sketch; 0 without one."""
         return self._sketches[peer][0].version if peer in self._sketches else 0
+
+    def bystanders(self, peer: NodeId, counted: Collection[NodeId] = ()) -> dict[NodeId, Table]:
+        """Third nodes whose demand is known, and whom the peer does not speak for: the nearest ones."""
+        assert self.links is not None
+        far_s = self.links.call_s[self._position(self._node)]
+        known = [name for name in self._sketches if name in self.links.nodes and name not in (peer, *counted)]
+        known.sort(key=lambda name: (far_s[self._position(name)], name))
+        return {name: self._sketches[name][1] for name in known[:BYSTANDERS_MAX]}
+
+    def prices(
+        self,
+        side: Side,
+        lots: Sequence[Lot],
+        *,
+        proposer: bool,
+        known: Mapping[NodeId, Table],
+        counted: Collection[NodeId] = (),
+    ) -> list[int]:
+        """What lots are worth to this node and to ``known``; the other end speaks for ``counted``."""
+        tables = {self._position(name): table for name, table in known.items()}
+        others = [self._position(name) for name in counted if name in self.peers]
+        return side.prices(lots, proposer=proposer, known=tables, counted=others)
 
     def division(self, side: Side, peer: NodeId) -> list[Lot]:
         """Lots towards the best division between this node and a peer that could be found; needs its sketch."""

@@ -16,7 +16,7 @@ from meshmoe.placement.lots import Outlook, Side, apply
 from meshmoe.placement.policies.base import demands, layer_bytes
 from meshmoe.placement.seed import missing_owners
 from meshmoe.placement.sketch import shortened
-from meshmoe.placement.table import tabulate
+from meshmoe.placement.table import Mask, Table, tabulate
 from meshmoe.placement.trace import Ints
 from meshmoe.placement.world import Holders, World
 
@@ -95,7 +95,7 @@ class Negotiated:
         return Negotiation(table.outlook.holders, table.outlook.owner, rounds, exchanges, table.moves)
 
     def _begin(self, world: World, start: tuple[Holders, Ints]) -> _Table:
-        table = _Table(world, start, self._horizon_s, self._gain_min)
+        table = _Table(world, start, self._partners(world), self._horizon_s, self._gain_min)
         for node in range(len(world.nodes)):
             table.refill(node)
         return table
@@ -114,9 +114,13 @@ class Negotiated:
             held[node] = everything if fits else owner == node  # copies go where an owner needs room
         return held, owner
 
+    def _partners(self, world: World) -> Mask:
+        """Who bargains with whom: ``[nodes, nodes]``."""
+        partners: Mask = world.near.copy() if self._near else ~np.eye(len(world.nodes), dtype=bool)
+        return partners
+
     def _pairs(self, world: World, number: int) -> list[tuple[int, int]]:
-        count = len(world.nodes)
-        pairs = [(a, b) for a in range(count) for b in range(count) if a != b and (world.near[a, b] or not self._near)]
+        pairs: list[tuple[int, int]] = [(a, b) for a, b in np.argwhere(self._partners(world)).tolist()]
         order = np.random.default_rng(number).permutation(len(pairs))
         return [pairs[i] for i in order]
 
@@ -124,7 +128,9 @@ class Negotiated:
 class _Table:
     """At which all sit: the plan as it stands, which everybody knows exactly."""
 
-    def __init__(self, world: World, start: tuple[Holders, Ints], horizon_s: float, gain_min: float) -> None:
+    def __init__(
+        self, world: World, start: tuple[Holders, Ints], partners: Mask, horizon_s: float, gain_min: float
+    ) -> None:
         self._world, self._horizon_s, self._gain_min = world, horizon_s, gain_min
         self._traces = [
             tabulate(world.shape, spec, trace) for spec, trace in zip(world.specs, world.traces, strict=True)
@@ -135,6 +141,7 @@ class _Table:
         self.outlook = Outlook(
             world.shape, time_s, world.byte_s, row_s, start[0].copy(), start[1].copy(), demands(world)
         )
+        self._partners = [set(np.flatnonzero(row).tolist()) for row in partners]
         self._short = [shortened(table, world.shape) for table in self._traces]
         self.moves = 0
 
@@ -145,6 +152,10 @@ class _Table:
         if found is not None:
             self.moves += int((found.held & ~self.outlook.holders[node]).sum())
             self.outlook.holders[node] = found.held
+
+    def _known(self, node: int) -> dict[int, Table]:
+        """The demand of those with whom a node bargains itself."""
+        return {other: short for other, short in enumerate(self._short) if other in self._partners[node]}
 
     def bargain(self, one: int, two: int) -> bool:
         """Let two nodes bargain; whether that changed anything."""
@@ -157,10 +168,10 @@ class _Table:
         ]
         division = sides[0].division(self._short[one], self._short[two], (rooms[0], rooms[1]))
         lots = [*sides[0].propose(), *division, *sides[1].own_lots()]
-        prices = [
-            sum(both)
-            for both in zip(sides[0].prices(lots, proposer=True), sides[1].prices(lots, proposer=False), strict=True)
-        ]
+        known = [self._known(node) for node in (one, two)]
+        ones = sides[0].prices(lots, proposer=True, known=known[0])
+        twos = sides[1].prices(lots, proposer=False, known=known[1], counted=known[0])
+        prices = [sum(both) for both in zip(ones, twos, strict=True)]
         chosen = settle(lots, prices, layer_bytes(shape), (rooms[0], rooms[1]))
         cost = sum(side.pricer.total(outlook.holders[side.me]) for side in sides)
         if sum(prices[i] for i in chosen) <= self._gain_min * cost * PRICE_SCALE:

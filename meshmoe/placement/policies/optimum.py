@@ -132,9 +132,7 @@ def _add_layer(
     shape, spec = world.shape, world.specs[node]
     plain, constant = np.ones(shape.experts), 0.0
     priced = [
-        layer_steps(
-            spec, shape.row_bytes, steps, layer, Branches(plain * r.call_s, plain * r.byte_s, plain * r.row_s)
-        )
+        layer_steps(spec, shape.row_bytes, steps, layer, Branches(plain * r.call_s, plain * r.byte_s, plain * r.row_s))
         for r in rings
     ]
     first = priced[0]
@@ -151,7 +149,9 @@ def _add_layer(
         for slot in used.tolist():
             expert = first.slots[step, slot]
             home = int(beyond[0, expert])
-            wire_s, remote_s = ([float(getattr(p, name)[step, slot]) for p in priced] for name in ("wire_s", "remote_s"))
+            wire_s, remote_s = (
+                [float(getattr(p, name)[step, slot]) for p in priced] for name in ("wire_s", "remote_s")
+            )
             program.costs[home] -= rate * wire_s[0]
             constant += rate * wire_s[0]
             wait = {taken: 1.0, home: remote_s[0]}
