@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from meshmoe.api.cause import cause
-from meshmoe.core.errors import MeshmoeError
+from meshmoe.core.errors import CapacityError, MeshmoeError
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -53,6 +53,9 @@ def _report(error: BaseException) -> int:
         # The reader of our output has gone; the interpreter would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    if isinstance(error, MemoryError):
+        _say("this box has no memory left: free some, or give less with --capacity and --kv-cache")
+        return CapacityError.exit_code
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "meshmoe"
         _say(f"{error.format_message().rstrip('.')}: see `{command} --help`")

@@ -51,7 +51,7 @@ _LINE_BYTES = 1 << 30
 @click.option(
     "--manifest",
     "manifest_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="What `meshmoe model manifest` wrote on a box that has read the whole model: spares reading all of it here.",
 )
@@ -186,7 +186,8 @@ def _manifest_from(path: Path | None) -> Manifest | None:
     try:
         return decode_manifest(path.read_bytes())
     except (WireError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be used: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} cannot be used as a manifest: {reason}") from error
 
 
 class _Bars:

@@ -203,7 +203,7 @@ class Engine:
         Raises:
             NotResidentError: It names all experts of the call that are not here; none was computed.
             RequestError: The call does not fit the model.
-            OverloadedError: Too many calls wait already, or the deadline has passed.
+            OverloadedError: Too many calls wait already, the deadline has passed, or there is no memory left.
         """
         rows, held = self.prepare_call(layer, rows_by_expert, hidden)
         if self._peer_calls >= self.limits.peer_calls_max:
@@ -215,6 +215,8 @@ class Engine:
                 return await self._compute.run(priority, compute_rows, self.model.layers[layer], held, rows, hidden)
         except trio.TooSlowError:
             raise OverloadedError("the expert call's deadline passed before it was computed") from None
+        except MemoryError:
+            raise OverloadedError("this box has no memory left for an expert call; ask another holder") from None
         finally:
             self._peer_calls -= 1
 

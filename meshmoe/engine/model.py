@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,6 +114,9 @@ def load_moe_model(
     trunk = load_trunk(source, dtype)
     layers = bind_experts(trunk)
     try:
+        # One text at a time needs no threads. Those of tokenizers' own pool would begin with the first request, and if
+        # there is no memory for them then, the library panics.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         tokenizer = AutoTokenizer.from_pretrained(source.directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(f"{source.directory}: the tokenizer cannot be loaded: {error}") from error

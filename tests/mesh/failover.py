@@ -111,10 +111,12 @@ async def stream_all(nodes: list[LocalNode], tokens: int, fault: Callable[[], Aw
     return streams
 
 
-async def start(mesh: LocalMesh, shares: dict[str, str], flags: list[str]) -> None:
-    """Start nodes with these capacities and wait until every expert has its place."""
+async def start(
+    mesh: LocalMesh, shares: dict[str, str], flags: list[str], prefixes: dict[str, list[str]] | None = None
+) -> None:
+    """Start nodes with these capacities, some by a command before theirs; wait until every expert has its place."""
     for name, share in shares.items():
-        mesh.add(name, "--capacity", share, "--threads", "1", *flags)
+        mesh.add(name, "--capacity", share, "--threads", "1", *flags).prefix = (prefixes or {}).get(name, [])
     first, *others = shares
     mesh.nodes[first].start()
     address = await mesh.join_word(first)

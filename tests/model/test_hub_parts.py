@@ -185,7 +185,7 @@ def test_a_hub_without_ranges_gets_a_clear_line_and_sends_no_weights(hub: Hub, t
         (("--capacity", "lots"), "write a size like 400MiB"),
         (("--name", "attic"), "--name goes with --capacity"),
         (("--manifest", __file__), "a whole model needs none"),
-        (("--part", "1/2", "--manifest", __file__), "cannot be used"),
+        (("--part", "1/2", "--manifest", __file__), "cannot be used as a manifest"),
     ],
 )
 def test_errors_are_one_line(hub: Hub, tmp_path: Path, options: tuple[str, ...], words: str) -> None:

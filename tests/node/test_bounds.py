@@ -122,7 +122,7 @@ def test_a_state_directory_that_cannot_be_written_to(tmp_path, model):
 def test_other_programs_take_the_memory(tmp_path, model):
     """Requests fail with a reason while the box gives no memory, and the node serves again when it does.
 
-    That the kernel kills the node, or another one of the mesh, instead is the death that tests/mesh/failover.py has.
+    That the kernel kills the node, or another one of the mesh, instead is in tests/mesh/test_memory.py.
     """
 
     async def main():
