@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from meshmoe.core.messages import ExpertIndex, LayerIndex
 from meshmoe.placement.compiled import compiled
+from meshmoe.placement.table import Mask
 from meshmoe.placement.trace import Ints
 
 Indices = Annotated[tuple[ExpertIndex, ...], Meta(max_length=65536)]
@@ -70,32 +71,45 @@ def settle(
     Returns:
         Positions of the chosen lots, ascending; empty if nothing is worth while. The same on every machine.
     """
-    unit = int(layer_bytes.max())
-    by_layer: dict[int, list[tuple[int, int, int, int]]] = {}
-    for position, (lot, price) in enumerate(zip(lots, prices, strict=True)):
-        size = int(layer_bytes[lot.layer])
-        # Rounded up, what is freed is rounded down: a settlement that fits in units fits in bytes.
-        one = -((len(lot.one_drops) - len(lot.one_adds)) * size // unit)
-        two = -((len(lot.two_drops) - len(lot.two_adds)) * size // unit)
-        if max(abs(one), abs(two)) <= REACH_UNITS:
-            by_layer.setdefault(lot.layer, []).append((-price, one, two, position))
-    options = [_worthy(by_layer[layer]) for layer in sorted(by_layer)]
-    options = [some for some in options if some]
-    if not options:
+    if not lots:
         return []
-    flat = np.array([option for some in options for option in some], np.int64)
-    firsts = np.cumsum([0, *map(len, options)])
+    unit = int(layer_bytes.max())
+    layers = np.fromiter((lot.layer for lot in lots), np.int64, len(lots))
+    one = np.fromiter((len(lot.one_drops) - len(lot.one_adds) for lot in lots), np.int64, len(lots))
+    two = np.fromiter((len(lot.two_drops) - len(lot.two_adds) for lot in lots), np.int64, len(lots))
+    # Rounded up, what is freed is rounded down: a settlement that fits in units fits in bytes.
+    one, two = -(one * layer_bytes[layers] // unit), -(two * layer_bytes[layers] // unit)
+    losses = -np.array(prices, np.int64)
+    order = np.lexsort((two, one, losses, layers))
+    order = order[np.maximum(abs(one), abs(two))[order] <= REACH_UNITS]
+    options = np.column_stack([losses, one, two, np.arange(len(lots))])[order]
+    worthy = _worthy(layers[order], options)
+    if not worthy.any():
+        return []
+    firsts = np.append(np.flatnonzero(np.diff(layers[order][worthy], prepend=-1)), worthy.sum())
     limits = [min(REACH_UNITS, max(-REACH_UNITS, room // unit)) for room in room_bytes]
+    flat = options[worthy]
     return sorted(int(flat[i, 3]) for i in _choose(firsts, flat, limits[0], limits[1], REACH_UNITS))
 
 
-def _worthy(options: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """Without those for which another, or none, brings as much for as few bytes at either end; best price first."""
-    kept = [(0, 0, 0, -1)]
-    for option in sorted(options):
-        if not any(k[0] <= option[0] and k[1] <= option[1] and k[2] <= option[2] for k in kept):
-            kept.append(option)
-    return kept[1:]
+@compiled
+def _worthy(layers: Ints, options: Ints) -> Mask:
+    """Without those for which another of the layer, or none, brings as much for as few bytes at either end.
+
+    Options of a layer stand together, the best price first.
+    """
+    worthy = np.zeros(len(layers), np.bool_)
+    first = 0
+    for number in range(len(layers)):
+        if layers[number] != layers[first]:
+            first = number
+        loss, one, two = options[number, 0], options[number, 1], options[number, 2]
+        worthy[number] = loss < 0 or one < 0 or two < 0
+        for other in range(first, number):
+            if worthy[other] and options[other, 1] <= one and options[other, 2] <= two:
+                worthy[number] = False
+                break
+    return worthy
 
 
 @compiled
@@ -114,11 +128,17 @@ def _choose(firsts: Ints, options: Ints, limit_one: int, limit_two: int, reach: 
         to = np.array([low_one, high_one, low_two, high_two])
         for option in range(firsts[layer], firsts[layer + 1]):
             loss, one, two = options[option, 0], options[option, 1], options[option, 2]
+            first, last = max(low_two, -two), min(high_two, side - 1 - two) + 1
             for i in range(max(low_one, -one), min(high_one, side - 1 - one) + 1):
-                for j in range(max(low_two, -two), min(high_two, side - 1 - two) + 1):
-                    if best[i, j] > none and best[i, j] - loss > table[i + one, j + two]:
-                        table[i + one, j + two] = best[i, j] - loss
-                        pick[i + one, j + two] = option
+                if first >= last:
+                    break
+                # As slices, so that the loop below is one over neighbours in memory: three times as fast.
+                now, then = best[i, first:last], table[i + one, first + two : last + two]
+                picked = pick[i + one, first + two : last + two]
+                for j in range(last - first):
+                    better = (now[j] > none) & (now[j] - loss > then[j])
+                    then[j] = now[j] - loss if better else then[j]
+                    picked[j] = option if better else picked[j]
             to[0] = min(to[0], max(0, low_one + one))
             to[1] = max(to[1], min(side - 1, high_one + one))
             to[2] = min(to[2], max(0, low_two + two))

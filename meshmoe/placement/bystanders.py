@@ -9,6 +9,7 @@ is priced as its own steps would pay for it: exactly, as costs of layers add up 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from meshmoe.placement.trace import Floats, Ints
 if TYPE_CHECKING:
     from meshmoe.placement.lots import Outlook
 
-Marks = Sequence[tuple[Mask, Mask]]
+Marks = tuple[tuple[Mask, Mask], tuple[Mask, Mask]]
 """For each end, what each lot adds and drops: ``[lots, experts]``."""
 
 
@@ -39,113 +40,140 @@ def others_pay(
         known: Demand by position; that of the two ends is left out.
     """
     total: Floats = np.zeros(len(layers))
+    (adds, drops), (gets, gives) = marks
     for node, table in known.items():
         if node in ends:
             continue
         time_s = outlook.time_s[node]
         wire_s = 2 * outlook.shape.row_bytes * outlook.byte_s[node]
-        far = int(time_s.argmax())
-        for layer in np.unique(layers):
-            first, last = table.first_step[layer : layer + 2]
-            if first == last:
-                continue
-            of = np.flatnonzero(layers == layer)
-            near_now, near = _nearest(outlook, ends, int(layer), [(a[of], d[of]) for a, d in marks], node, far)
-            called = np.zeros(outlook.shape.experts, bool)
-            called[table.expert[table.first_slot[first] : table.first_slot[last]]] = True
-            called &= ~outlook.holders[node, layer]
-            differ = ((time_s[near] != time_s[near_now]) & called).any(axis=1)
-            if not differ.any():
-                continue
-            prices = _price(
-                first,
-                last,
-                table.first_slot,
-                table.expert,
-                table.rows,
-                table.local_s,
-                table.rates,
-                outlook.holders[node, layer],
-                np.concatenate([near_now[None], near[differ]]),
-                time_s - wire_s,
-                wire_s,
-                outlook.row_s,
-            )
-            total[of[differ]] += prices[1:] - prices[0]
+        total += _pay(
+            table.first_step,
+            table.first_slot,
+            table.expert,
+            table.rows,
+            table.local_s,
+            table.rates,
+            layers,
+            adds,
+            drops,
+            gets,
+            gives,
+            outlook.holders,
+            np.array([node, *ends]),
+            time_s,
+            time_s - wire_s,
+            wire_s,
+            outlook.row_s,
+        )
     return total
 
 
-def _nearest(
-    outlook: Outlook, ends: tuple[int, int], layer: int, marks: Marks, node: int, far: int
-) -> tuple[Ints, Ints]:
-    """Where a node finds each expert now, ``[experts]``, and with each lot, ``[lots, experts]``."""
-    time_s, holders = outlook.time_s[node], outlook.holders[:, layer].copy()
-    held = [holders[end].copy() for end in ends]
-    holders[[*ends, node]] = False
-    order = np.argsort(time_s, kind="stable")
-    rest = np.where(holders.any(axis=0), order[holders[order].argmax(axis=0)], -1)
-
-    def best(one: Mask, two: Mask) -> Ints:
-        times = np.stack(
-            [
-                np.broadcast_to(np.where(rest >= 0, time_s[rest], np.inf), one.shape),
-                np.where(one, time_s[ends[0]], np.inf),
-                np.where(two, time_s[ends[1]], np.inf),
-            ]
-        )
-        which = times.argmin(axis=0)
-        found = np.choose(which, [np.broadcast_to(rest, one.shape), ends[0], ends[1]])
-        chosen: Ints = np.where(np.isfinite(times.min(axis=0)), found, far)
-        return chosen
-
-    one, two = ((mine | adds) & ~drops for mine, (adds, drops) in zip(held, marks, strict=True))
-    return best(held[0], held[1]), best(one, two)
-
-
 @compiled
-def _price(
-    first: int,
-    last: int,
+def _pay(
+    first_step: Ints,
     first_slot: Ints,
     expert: Ints,
     rows: Floats,
     local_s: Floats,
     rates: Floats,
-    held: Mask,
-    near: Ints,
+    layers: Ints,
+    adds: Mask,
+    drops: Mask,
+    gets: Mask,
+    gives: Mask,
+    holders: Mask,
+    who: Ints,
+    time_s: Floats,
     call_s: Floats,
     wire_s: Floats,
     row_s: Floats,
 ) -> Floats:
-    """A layer's steps with what is away at ``near`` ``[sets, experts]``; times are by holder."""
-    prices = np.zeros(near.shape[0])
-    for number in range(near.shape[0]):
-        for step in range(first, last):
-            compute, wait, wire = 0.0, 0.0, 0.0
-            for slot in range(first_slot[step], first_slot[step + 1]):
-                one = expert[slot]
-                if held[one]:
-                    compute += local_s[slot]
-                else:
-                    at = near[number, one]
+    """What one node pays more with each lot; times are its own, by holder.
+
+    Args:
+        first_step, first_slot, expert, rows, local_s, rates: Its `Table`.
+        layers: Of each lot.
+        adds, drops, gets, gives: ``[lots, experts]``, what one and two add and drop.
+        holders: ``[nodes, layers, experts]``.
+        who: The node, one, and two.
+        time_s, call_s, wire_s, row_s: Until a row is back; without the bytes' time; that; of each further row.
+    """
+    node, one, two = who
+    far = time_s.argmax()
+    experts = holders.shape[2]
+    rest, now, then = np.empty(experts, np.int64), np.empty(experts, np.int64), np.empty(experts, np.int64)
+    called = np.zeros(experts, np.bool_)
+    pay = np.zeros(len(layers))
+    prepared, cost_now = -1, 0.0
+    for lot in range(len(layers)):
+        layer = layers[lot]
+        first, last = first_step[layer], first_step[layer + 1]
+        if first == last:
+            continue
+        fresh = layer != prepared
+        if fresh:
+            prepared = layer
+            called[:] = False
+            for slot in range(first_slot[first], first_slot[last]):
+                called[expert[slot]] = not holders[node, layer, expert[slot]]
+            for e in range(experts):
+                rest[e] = -1
+                for other in range(len(holders)):
+                    held = called[e] and other not in (node, one, two) and holders[other, layer, e]
+                    if held and (rest[e] < 0 or time_s[other] < time_s[rest[e]]):
+                        rest[e] = other
+        differs = False
+        for e in range(experts):
+            if not called[e]:
+                continue
+            if fresh:
+                now[e] = rest[e]
+                if holders[one, layer, e] and (now[e] < 0 or time_s[one] < time_s[now[e]]):
+                    now[e] = one
+                if holders[two, layer, e] and (now[e] < 0 or time_s[two] < time_s[now[e]]):
+                    now[e] = two
+                now[e] = far if now[e] < 0 else now[e]
+            then[e] = rest[e]
+            held = (holders[one, layer, e] or adds[lot, e]) and not drops[lot, e]
+            if held and (then[e] < 0 or time_s[one] < time_s[then[e]]):
+                then[e] = one
+            held = (holders[two, layer, e] or gets[lot, e]) and not gives[lot, e]
+            if held and (then[e] < 0 or time_s[two] < time_s[then[e]]):
+                then[e] = two
+            then[e] = far if then[e] < 0 else then[e]
+            differs |= time_s[then[e]] != time_s[now[e]]
+        if not differs and not fresh:
+            continue
+        cost = 0.0
+        for turn in range(2 if fresh else 1):
+            cost = 0.0
+            for step in range(first, last):
+                compute, wait, wire = 0.0, 0.0, 0.0
+                for slot in range(first_slot[step], first_slot[step + 1]):
+                    e = expert[slot]
+                    if not called[e]:
+                        compute += local_s[slot]
+                        continue
+                    at = now[e] if fresh and turn == 0 else then[e]
                     wire += rows[slot] * wire_s[at]
                     wait = max(wait, call_s[at] + (rows[slot] - 1) * row_s[at])
-            prices[number] += rates[step] * (max(compute, wait) + wire)
-    return prices
+                cost += rates[step] * (max(compute, wait) + wire)
+            if fresh and turn == 0:
+                cost_now = cost
+        pay[lot] = cost - cost_now if differs else 0.0
+    return pay
 
 
-def marks_of(lots: Sequence[Lot], experts: int) -> Marks:
-    """What each lot adds and drops at *one* and at *two*."""
-    sets = [[(lot.one_adds, lot.one_drops) for lot in lots], [(lot.two_adds, lot.two_drops) for lot in lots]]
-    return [
-        (mask_of([adds for adds, _ in one], experts), mask_of([drops for _, drops in one], experts)) for one in sets
-    ]
+def marks_of(lots: Sequence[Lot], experts: int, *, proposer: bool) -> tuple[Mask, Mask]:
+    """What each lot adds and drops at one end, which is *one* or *two*."""
+    pairs = [(lot.one_adds, lot.one_drops) if proposer else (lot.two_adds, lot.two_drops) for lot in lots]
+    return mask_of([adds for adds, _ in pairs], experts), mask_of([drops for _, drops in pairs], experts)
 
 
 def mask_of(sets: Sequence[Sequence[int]], experts: int) -> NDArray[np.bool_]:
     """Sets as masks: ``[sets, experts]``."""
     marks = np.zeros((len(sets), experts), bool)
     counts = [len(one) for one in sets]
-    members = np.fromiter((e for one in sets for e in one), np.int64, sum(counts))
+    members = np.fromiter(chain.from_iterable(sets), np.int64, sum(counts))
     marks[np.repeat(np.arange(len(sets)), counts), members] = True
     return marks

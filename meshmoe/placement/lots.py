@@ -238,8 +238,7 @@ class Side:
             return []
         outlook = self.outlook
         layers = np.array([lot.layer for lot in lots])
-        marks = marks_of(lots, outlook.shape.experts)
-        adds, drops = marks[0 if proposer else 1]
+        adds, drops = marks_of(lots, outlook.shape.experts, proposer=proposer)
         given = mask_of([lot.to_two if proposer else lot.to_one for lot in lots], outlook.shape.experts)
         size_s = outlook.shape.expert_bytes.max(axis=1) * self.move_s
         gains = -adds.sum(axis=1) * size_s[layers]
@@ -256,8 +255,9 @@ class Side:
             now = outlook.holders[self.me, layer]
             gains[of] += self.pricer.cost(layer, now) - self.pricer.cost(layer, (now | adds[of]) & ~drops[of])
         speaks_for = {node: table for node, table in known.items() if node not in counted}
-        ends = (self.me, self.other) if proposer else (self.other, self.me)
-        gains -= others_pay(outlook, ends, layers, marks, speaks_for)
+        if speaks_for:
+            marks = (adds, drops), marks_of(lots, outlook.shape.experts, proposer=not proposer)
+            gains -= others_pay(outlook, (self.me, self.other), layers, marks, speaks_for)
         prices: list[int] = np.floor(gains * PRICE_SCALE).astype(np.int64).tolist()
         return prices
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meshmoe.placement.compiled import compiled
 from meshmoe.placement.cost import Branches
 from meshmoe.placement.table import Mask, Table, away, eliminate, price_sets
 from meshmoe.placement.trace import Floats, Ints
@@ -125,16 +126,22 @@ def knapsack(costs: list[Floats], sizes: Ints, room: int) -> list[int]:
     picks: list[Ints] = []
     for family, size in zip(costs, sizes, strict=True):
         units = -(-int(size) // unit)
-        counts = min(len(family) - 1, capacity // units)
-        table = np.full((counts + 1, capacity + 1), np.inf)
-        for count in range(counts + 1):
-            table[count, count * units :] = best[: capacity + 1 - count * units] + family[count]
-        pick = table.argmin(axis=0)
+        best, pick = _with_family(best, family, units)
         picks.append(pick)
-        best = np.take_along_axis(table, pick[None], axis=0)[0]
     left, chosen = capacity, []
     for pick, size in zip(reversed(picks), sizes[::-1], strict=True):
         count = int(pick[left])
         chosen.append(count)
         left -= count * -(-int(size) // unit)
     return chosen[::-1]
+
+
+@compiled
+def _with_family(best: Floats, family: Floats, units: int) -> tuple[Floats, Ints]:
+    """The least costs by room with some of one family more, and how many of it that takes, the fewest if equal."""
+    least, pick = best + family[0], np.zeros(len(best), np.int64)
+    for count in range(1, min(len(family) - 1, (len(best) - 1) // units) + 1):
+        for room in range(count * units, len(best)):
+            if best[room - count * units] + family[count] < least[room]:
+                least[room], pick[room] = best[room - count * units] + family[count], count
+    return least, pick

@@ -13,6 +13,7 @@ import numpy as np
 
 from meshmoe.placement.cost import mesh_cost
 from meshmoe.placement.exchange import ExchangeConfig, ExchangeProposal, Heard, SendTo, Wake
+from meshmoe.placement.exchange.messages import BYSTANDERS_MAX
 from meshmoe.placement.policies import Uniform
 from tests.placement.exchange.mesh import Mesh
 from tests.placement.worlds import small_world
@@ -63,6 +64,8 @@ def decide(nodes=64, layers=48, experts=128, some=12):
 
     for name in world.nodes[: some + 1]:
         mesh.now += 1e5
+        for other in [other for other in world.nodes if other != name][-BYSTANDERS_MAX:]:
+            mesh.machines[name]._stand.hear_sketch(other, mesh.machines[other]._stand.sketch(1))
         think("choose copies", name, Wake())
         mesh.gossip()
         for what in ("first proposal", "proposal with a sketch"):

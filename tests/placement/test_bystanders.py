@@ -39,7 +39,8 @@ def test_it_is_the_rise_of_the_others_costs(seed):
         lots += [Lot(layer, takes, (), takes, extras, (), takes), Lot(layer, two_adds=copies)]
     tables = {i: tabulate(world.shape, world.specs[i], world.traces[i]) for i in range(4)}
     layers = np.array([lot.layer for lot in lots])
-    pay = others_pay(outlook, (one, two), layers, marks_of(lots, world.shape.experts), tables)
+    marks = [marks_of(lots, world.shape.experts, proposer=proposer) for proposer in (True, False)]
+    pay = others_pay(outlook, (one, two), layers, (marks[0], marks[1]), tables)
     for lot, more_s in zip(lots, pay, strict=True):
         after, owner_after = holders.copy(), owner.copy()
         apply([lot], one, two, after, owner_after)

@@ -27,14 +27,15 @@ QUICK_S = 2.0
 def warm_up() -> None:
     """Decide something tiny. Later calls find the compiled code in numba's cache."""
     rng = np.random.default_rng(0)
-    one, two = NodeId("a"), NodeId("b")
-    graph: nx.Graph[NodeId] = nx.Graph()
-    graph.add_edge(one, two, rtt_s=1e-3, rate_bytes_per_s=1e7)
+    names = [NodeId(name) for name in "abc"]  # two bargain, and one is a bystander
+    graph: nx.Graph[NodeId] = nx.path_graph(names)
+    for _, _, edge in graph.edges(data=True):
+        edge.update(rtt_s=1e-3, rate_bytes_per_s=1e7)
     traces = []
-    for _ in range(2):
+    for _ in names:
         sets = rng.integers(0, 4, (16, 2, 2))
         traces.append(Trace(decode_steps(sets, 1.0), prefill_steps([sets], 1.0, 4)))
-    specs = {node: NodeSpec(5000, call_s=1e-4) for node in (one, two)}
+    specs = {node: NodeSpec(5000, call_s=1e-4) for node in names}
     Negotiated().place(build_world(ModelShape(np.full((2, 4), 1000), 64), graph, specs, traces))
 
 
