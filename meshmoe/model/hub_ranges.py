@@ -70,8 +70,9 @@ class RangeReader:
         for attempt in range(TRIES_MAX):
             if attempt:
                 time.sleep(PAUSE_S * 2 ** (attempt - 1))
+            source = self._source(file)
             try:
-                done += self._read_once(file, offset_bytes + done, out[done:])
+                done += self._read_once(file, source, offset_bytes + done, out[done:])
             except _BrokenOffError as broken:
                 done += broken.done_bytes
                 if attempt + 1 == TRIES_MAX:
@@ -79,20 +80,20 @@ class RangeReader:
             except httpx2.HTTPStatusError as error:
                 status = error.response.status_code
                 if status in STALE:
-                    with self._lock:
-                        self._sources.pop(file, None)
+                    with self._lock:  # unless another thread has looked it up again meanwhile
+                        if self._sources.get(file) is source:
+                            del self._sources[file]
                 if status not in STALE | PASSING or attempt + 1 == TRIES_MAX:
                     raise
             if done == len(out):
                 return
         raise CheckpointError(f"{self._name}: {file} ends before its byte {offset_bytes + len(out)}")
 
-    def _read_once(self, file: str, offset_bytes: int, out: memoryview) -> int:
+    def _read_once(self, file: str, source: _Source, offset_bytes: int, out: memoryview) -> int:
         import httpx2
         from huggingface_hub import get_session
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not listed
 
-        source = self._source(file)
         end_bytes = offset_bytes + len(out) - 1
         headers = build_hf_headers() if source.location == source.url else {}  # no key for other hosts
         headers |= {"Range": f"bytes={offset_bytes}-{end_bytes}", "Accept-Encoding": "identity"}

@@ -153,6 +153,19 @@ def test_answers_that_break_off_are_taken_up(hub: Hub, tmp_path: Path, manifest:
     check_units(PartialStore.open(tmp_path / "model"), Checkpoint.open(hub.directory))
 
 
+def test_signed_addresses_are_renewed_and_get_no_key(
+    hub: Hub, tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.elsewhere = True
+    done = fetch(hub, tmp_path / "model", REPO, *HALF, "--manifest", str(manifest))
+    assert done.returncode == 0, done.stderr
+    check_units(PartialStore.open(tmp_path / "model"), Checkpoint.open(hub.directory))
+    assert hub.signed > len(list(hub.directory.glob("*.safetensors"))), "some went stale"
+    assert hub.keys, "the hub itself is shown the key"
+    assert {host.split(":")[0] for host, _ in hub.keys} == {"127.0.0.1"}
+
+
 def test_wrong_bytes_are_refused_and_fetched_again(hub: Hub, tmp_path: Path, manifest: Path) -> None:
     files = TensorFiles(hub.directory)
     key = next(key for key in sorted(files.tensors) if ".experts.0." in key)
