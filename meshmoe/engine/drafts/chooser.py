@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from meshmoe.engine.drafts.confidence import Bar
 from meshmoe.engine.drafts.length import Prospect, choose_lengths
-from meshmoe.engine.drafts.timing import PassTimes
+from meshmoe.engine.drafts.timing import ROWS_MAX, PassTimes
 
 EXPLORE_EVERY = 40
 
@@ -33,8 +33,9 @@ class LengthChooser:
 
     def __init__(self) -> None:
         self._passes = PassTimes()
-        self._drafts = PassTimes()
         self._local = PassTimes()
+        self._waits = PassTimes(bent=True)
+        self._drafts = PassTimes()
         self._chosen = 0
         self._tries = 0
         self.exploring = False
@@ -43,6 +44,7 @@ class LengthChooser:
         """A pass through the mesh over ``rows`` took ``took_s``, of which it ``waited_s`` for peers."""
         self._passes.note(rows, took_s)
         self._local.note(rows, max(0.0, took_s - waited_s))
+        self._waits.note(rows, min(waited_s, took_s))
 
     def note_draft(self, rows: int, took_s: float) -> None:
         """A drafting pass over ``rows`` took so long."""
@@ -50,7 +52,8 @@ class LengthChooser:
 
     def pass_s(self, rows: int) -> float:
         """Seconds of a pass through the mesh."""
-        return self._passes.expected_s(rows)
+        rows = min(rows, ROWS_MAX)
+        return self._passes.leaning_s(rows, self._local.curve[rows] + self._waits.curve[rows])
 
     def draft_s(self, rows: int) -> float:
         """Seconds of a drafting pass; until one was measured, what passes compute here."""
@@ -63,8 +66,13 @@ class LengthChooser:
         tokens = len(prospects) + sum(sum(p.survival[:n]) for p, n in zip(prospects, lengths, strict=True))
         rate = tokens / max(self.pass_s(rows) + drafting_s, 1e-9)
         together = max(1, sum(n > 0 for n in drafting))
-        row_s = self._passes.row_s
+        row_s = self._row_s(rows)
         return Bar(rate * row_s, rate * (row_s + self.draft_s(together) / together))
+
+    def _row_s(self, rows: int) -> float:
+        """Seconds that the last of so many rows takes."""
+        rows = min(rows, ROWS_MAX)
+        return sum(times.curve[rows] - times.curve[rows - 1] for times in (self._local, self._waits))
 
     def lengths(self, prospects: Sequence[Prospect]) -> list[int]:
         """How many tokens to draft for each request of the next pass."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from statistics import mean
 
 import pytest
 
@@ -13,7 +14,9 @@ from meshmoe.engine.drafts.length import Prospect, choose_lengths
 from meshmoe.engine.drafts.timing import PassTimes
 
 TOKENS = 6000
-LENGTH_MAX = 8
+LENGTH_MAX = 12
+SEEDS = range(3)
+"""One run is a few per cent of luck, and the best of many fixed lengths has more of it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ PLACES = {
     "lan": Place(0.0003, 0.4, 0.7),
     "all local": Place(0.020, 1.0, 0.95),
     "nearly all local": Place(0.005, 0.97, 0.9),
+    "wan, very good drafts": Place(0.020, 0.4, 0.9),
+    "wan, poor drafts": Place(0.020, 0.6, 0.55),
     "slow box": Place(0.0012, 0.4, 0.7, row_s=0.01),
 }
 
@@ -70,9 +75,9 @@ PLACES = {
 @pytest.mark.parametrize("name", PLACES)
 def test_it_is_hardly_ever_worse_than_the_best_fixed_length(name):
     place = PLACES[name]
-    fixed = {length: simulate(place, length) for length in range(LENGTH_MAX + 1)}
+    fixed = {length: mean(simulate(place, length, seed) for seed in SEEDS) for length in range(LENGTH_MAX + 1)}
     best = max(fixed, key=lambda length: fixed[length])
-    found = simulate(place, None)
+    found = mean(simulate(place, None, seed) for seed in SEEDS)
     assert found > 0.97 * fixed[best]
     assert found > 0.97 * fixed[0]
 
@@ -129,6 +134,11 @@ def test_times_between_and_beyond():
         times.note(5, 3.0)
     times.note(5, 300.0)
     assert times.expected_s(5) < 6.0, "one stall"
+    bent = PassTimes(bent=True)
+    for rows in (1, 2, 3, 5, 9) * 20:
+        bent.note(rows, 8 * (1 - 0.6**rows))
+    for rows in (1, 4, 7, 12):
+        assert bent.expected_s(rows) == pytest.approx(8 * (1 - 0.6**rows), rel=0.02)
     faster = PassTimes()
     faster.note(1, 2.0)
     assert 2.0 < faster.expected_s(2) < 2.2
