@@ -40,10 +40,12 @@ class Parts:
     Attributes:
         remote: The model on the hub.
         wanted: The experts to fetch.
+        stop: Ends all reading from the hub once it is set.
     """
 
     remote: Checkpoint
     wanted: frozenset[ExpertId]
+    stop: threading.Event
 
     @property
     def wanted_bytes(self) -> int:
@@ -72,7 +74,8 @@ def look_inside(model: HubModel, work: Path, choose: Callable[[Layout], Collecti
     Raises:
         CheckpointError: It is not a usable checkpoint, or the hub cannot be reached.
     """
-    reader = RangeReader(model.name, model.commit)
+    stop = threading.Event()
+    reader = RangeReader(model.name, model.commit, stop)
     shards = []
     with in_words(model.name):
         for file in model.files:
@@ -83,7 +86,7 @@ def look_inside(model: HubModel, work: Path, choose: Callable[[Layout], Collecti
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(lambda shard: fetch_header(reader, shard, work), shards))
     remote = Checkpoint(work, Architecture(load_config(work), model.name), HubTensors(work, reader))
-    return Parts(remote, frozenset(choose(remote.layout)))
+    return Parts(remote, frozenset(choose(remote.layout)), stop)
 
 
 def fetch_parts(
@@ -121,7 +124,7 @@ def fetch_parts(
 def _survey(remote: Checkpoint, parts: Parts, directory: Path, progress: Progress) -> Manifest:
     kept = {UnitName("trunk"), *map(UnitName.of_expert, parts.wanted)}
     with _summed("reading all weights once for their digests", parts.total_bytes, progress) as advance:
-        return survey(remote, remote.directory / "digests", directory, kept, advance)
+        return survey(remote, remote.directory / "digests", directory, kept, advance, parts.stop)
 
 
 def _forget_unwanted(directory: Path, wanted: Collection[ExpertId]) -> None:
@@ -143,14 +146,13 @@ def _fill(name: str, parts: Parts, store: PartialStore, progress: Progress) -> N
             )
     total_bytes = sum(remote.unit_bytes(unit) for unit in units)
     _require_room(name, store.directory, total_bytes - _there_bytes(store.directory))
-    stop = threading.Event()
     with _summed("fetching", total_bytes, progress) as advance:
 
         def receive(unit: UnitName) -> None:
             done, size_bytes = store.begin(unit), remote.unit_bytes(unit)
             advance(done)
             while done < size_bytes:
-                if stop.is_set():
+                if parts.stop.is_set():
                     return
                 chunk = remote.read_unit(unit, done, CHUNK_BYTES)
                 store.append(unit, done, chunk)
@@ -167,8 +169,10 @@ def _fill(name: str, parts: Parts, store: PartialStore, progress: Progress) -> N
         pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="meshmoe-fetch")
         try:
             list(pool.map(receive, units))
+        except BaseException:
+            parts.stop.set()
+            raise
         finally:
-            stop.set()
             pool.shutdown(cancel_futures=True)
 
 

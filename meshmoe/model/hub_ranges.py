@@ -8,7 +8,6 @@ the answer's head, and nothing of it is read.
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +40,16 @@ class _Source:
 class RangeReader:
     """Reads parts of a repository's files; may be used from any thread."""
 
-    def __init__(self, name: str, commit: str) -> None:
+    def __init__(self, name: str, commit: str, stop: threading.Event | None = None) -> None:
         """Make one.
 
         Args:
             name: ``owner/name``.
             commit: The revision, so that all parts are of the same.
+            stop: Once it is set, nothing more is asked for.
         """
         self._name, self._commit = name, commit
+        self._stop = stop or threading.Event()
         self._sources: dict[str, _Source] = {}
         self._lock = threading.Lock()
 
@@ -68,8 +69,8 @@ class RangeReader:
 
         done = 0
         for attempt in range(TRIES_MAX):
-            if attempt:
-                time.sleep(PAUSE_S * 2 ** (attempt - 1))
+            if self._stop.wait(PAUSE_S * 2 ** (attempt - 1) if attempt else 0):
+                raise CheckpointError("stopped: the same command goes on later")
             source = self._source(file)
             try:
                 done += self._read_once(file, source, offset_bytes + done, out[done:])

@@ -71,7 +71,12 @@ class Journal:
 
 
 def survey(
-    remote: Checkpoint, journal: Path, directory: Path, kept: Collection[UnitName], advance: Advance
+    remote: Checkpoint,
+    journal: Path,
+    directory: Path,
+    kept: Collection[UnitName],
+    advance: Advance,
+    stop: threading.Event | None = None,
 ) -> Manifest:
     """Find the digests of all units, and keep some of them as ``.part`` files.
 
@@ -81,13 +86,14 @@ def survey(
         directory: Of the store-to-be.
         kept: What to keep of trunk and experts.
         advance: Told of progress.
+        stop: Set when it fails or is interrupted, so that nobody waits for more.
 
     Raises:
         CheckpointError: The hub sends nonsense, or the disk cannot be written.
         httpx2.HTTPError: The hub cannot be reached.
         OSError: The disk is full, or the network is gone.
     """
-    book, stop = Journal(journal), threading.Event()
+    book, stop = Journal(journal), stop or threading.Event()
     trunk = UnitName("trunk")
     experts = remote.layout.experts()
     units = [trunk, *map(UnitName.of_expert, experts)]
@@ -99,8 +105,10 @@ def survey(
     pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="meshmoe-survey")
     try:
         found = list(pool.map(take, units))
-    finally:
+    except BaseException:
         stop.set()
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)
         book.close()
     return make_manifest(remote, found[0], dict(zip(experts, found[1:], strict=True)))

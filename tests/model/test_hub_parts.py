@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -251,3 +252,22 @@ def test_a_server_that_sends_other_bytes_than_asked_for_is_refused(hub: Hub, mon
     reader._sources[name] = hub_ranges._Source(url, url, 7)
     with pytest.raises(CheckpointError, match="the server sent"):
         reader.read_into(name, 0, memoryview(bytearray(4)))
+
+
+def test_interrupted_it_ends_soon_and_goes_on_later(hub: Hub, tmp_path: Path, manifest: Path) -> None:
+    target = tmp_path / "model"
+    hub.stall_after_bytes = 20_000
+    options = (*HALF, "--manifest", str(manifest))
+    process = subprocess.Popen(command(target, REPO, *options), env=environment(hub, target), stderr=subprocess.PIPE)
+    assert hub.stalled.wait(100)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    hub.released.set()  # the answer under way breaks off: it must not be asked for again
+    began = time.monotonic()
+    _, words = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 130
+    assert b"Traceback" not in words
+    hub.stall_after_bytes = None
+    assert fetch(hub, target, REPO, *options).returncode == 0
+    check_units(PartialStore.open(target), Checkpoint.open(hub.directory))
