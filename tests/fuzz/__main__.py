@@ -14,7 +14,12 @@ from pathlib import Path
 
 import atheris
 
-COMPILED = [f"meshmoe.placement.{name}" for name in ("bargain", "joint", "lots", "table")]
+SOURCES = Path(__file__).parents[2]
+COMPILED = [
+    ".".join(path.relative_to(SOURCES).with_suffix("").parts)
+    for path in (SOURCES / "meshmoe").rglob("*.py")
+    if "numba" in path.read_text() or "import compiled" in path.read_text()
+]
 """Hold functions for numba, which cannot compile what atheris makes of them."""
 
 KEPT = Path(__file__).parent / "corpus"
