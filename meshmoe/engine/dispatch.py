@@ -26,7 +26,7 @@ from meshmoe.core.errors import ExpertUnavailableError, PeerError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.compute import Call, Job
 from meshmoe.engine.counts import ActivationCounts
-from meshmoe.engine.kernels.choice import compute
+from meshmoe.engine.kernels.choice import compute, compute_together
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import LayerCall, RemoteExperts
 from meshmoe.engine.request import GenerationStats
@@ -35,6 +35,12 @@ from meshmoe.model.experts_modules import ExpertsModule, ExpertWeights
 
 CALL_ROWS_MAX = 8192
 """Tokens in one step at most; peers accept no more in a call."""
+
+TOGETHER_ROWS_MAX = 16
+"""A peer's call of so few rows is computed without a look at what is more urgent, if its experts are small, too."""
+
+TOGETHER_BYTES_MAX = 8 << 20
+"""Of all weights of such a call: a quarter of a millisecond."""
 
 
 class LayerRunner(Protocol):
@@ -183,9 +189,18 @@ def compute_rows(
     Returns:
         ``[sum of rows, H]``, the experts' outputs one after the other.
     """
+    if held and _is_little(held, rows):
+        together = compute_together(experts.module, held, rows, hidden)
+        if together is not None:
+            return together
     outputs = []
     for weights, numbers in zip(held, rows, strict=True):
         job.checkpoint()
         x = gather_rows(hidden, torch.tensor(numbers, dtype=torch.int64))
         outputs.append(compute(experts.module, weights, x))
     return torch.cat(outputs)
+
+
+def _is_little(held: list[ExpertWeights], rows: list[list[int]]) -> bool:
+    weight_bytes = len(held) * sum(tensor.nbytes for tensor in held[0].values())
+    return sum(map(len, rows)) <= TOGETHER_ROWS_MAX and weight_bytes <= TOGETHER_BYTES_MAX

@@ -23,7 +23,7 @@ from meshmoe.engine.cuda.blocks import DeviceBlocks
 from meshmoe.engine.cuda.step import DecodeStep, Missing
 from meshmoe.engine.cuda.weights import DeviceWeights
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
-from meshmoe.engine.lean.batch import LeanBatch, LeanEngine, Row
+from meshmoe.engine.lean.batch import LeanBatch, LeanEngine, Pair, Row
 from meshmoe.engine.lean.blocks import Sequence
 from meshmoe.engine.lean.model import LeanModel
 from meshmoe.engine.lean.resident import ResidentSnapshot
@@ -150,7 +150,8 @@ class CudaBatch(LeanBatch):
 
     def _fetch(self, missing: Missing) -> Tensor:
         """Have the mesh compute what a layer lacks; returns the outputs, on the card."""
-        pairs = np.stack([missing.experts, missing.rows, missing.places], axis=1)
+        found_away = missing.experts.tolist(), missing.rows.tolist(), missing.places.tolist()
+        pairs: list[Pair] = list(zip(*found_away, strict=True))
         self._work.normed[: len(self._rows)] = missing.hidden[: len(self._rows)].cpu()
         self._receive(self._send(missing.layer, pairs))
         outputs = self._work.outputs.view(-1, self._model.plan.top_k, self._work.normed.shape[1])

@@ -9,7 +9,7 @@ are left to it, depend on both.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,12 +23,14 @@ from meshmoe.model.experts_modules import ExpertWeights, compute_expert, experts
 _log = logging.getLogger(__name__)
 
 _compiled: Callable[[ExpertWeights, Tensor], Tensor] | None
+_compiled_together: Callable[[Sequence[ExpertWeights], Sequence[Sequence[int]], Tensor], Tensor] | None
 try:
     from meshmoe.engine.kernels.crew import Crew
     from meshmoe.engine.kernels.expert import compute_rows as _compiled
+    from meshmoe.engine.kernels.expert import compute_together as _compiled_together
     from meshmoe.engine.kernels.primitives import TAGS
 except ImportError as error:  # numba publishes no build for every platform that torch has one for
-    TAGS, _compiled = {}, None
+    TAGS, _compiled, _compiled_together = {}, None, None
     _log.warning("compiled kernels are not available, torch computes everything: %s", error)
 
 
@@ -66,6 +68,27 @@ def compute(module: nn.Module, weights: ExpertWeights, x: Tensor) -> Tensor:
     if _compiled is not None and x.dtype in TAGS and is_plain(module):
         return _compiled(weights, x)
     return compute_expert(module, weights, x)
+
+
+def compute_together(
+    module: nn.Module, held: Sequence[ExpertWeights], rows: Sequence[Sequence[int]], hidden: Tensor
+) -> Tensor | None:
+    """Compute several experts as `compute` does, with less around it: for a decode step's few rows.
+
+    Args:
+        module: The layer's experts module.
+        held: The experts' weights, of one at least.
+        rows: For each of them, the rows of ``hidden`` that it computes.
+        hidden: ``[U, H]`` contiguous and aligned, in the dtype of the weights.
+
+    Returns:
+        ``[sum of rows, H]``, the outputs one after the other; None where this has to be done by `compute`.
+    """
+    if _compiled_together is None or hidden.dtype not in TAGS or not is_plain(module):
+        return None
+    if next(iter(held[0].values())).is_cuda:
+        return None
+    return _compiled_together(held, rows, hidden)
 
 
 def is_plain(module: nn.Module) -> bool:

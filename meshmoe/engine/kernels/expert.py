@@ -6,7 +6,10 @@ after the product. A row's bits do not depend on how many rows are computed with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from meshmoe.engine.kernels.arithmetic import gate
@@ -63,21 +66,28 @@ def compute_rows(weights: ExpertWeights, x: Tensor) -> Tensor:
     Returns:
         ``[n, H]`` in the same dtype.
     """
-    gate_up, down = weights["gate_up_proj"], weights["down_proj"]
-    rows, hidden = x.shape
-    width = down.shape[1]
-    out = x.new_empty(rows, hidden)
-    scratch = np.empty(rows * (hidden + 3 * width), np.float32)
-    expert_call(
-        TAGS[x.dtype],
-        desk_here(),
-        gate_up.data_ptr(),
-        down.data_ptr(),
-        x.data_ptr(),
-        out.data_ptr(),
-        scratch.ctypes.data,
-        rows,
-        hidden,
-        width,
-    )
+    return compute_together([weights], [range(len(x))], x)
+
+
+def compute_together(held: Sequence[ExpertWeights], rows: Sequence[Sequence[int]], hidden: Tensor) -> Tensor:
+    """Compute several experts, each on its rows.
+
+    Args:
+        held: As `compute_rows` takes them.
+        rows: For each of them, the rows of ``hidden`` that it computes.
+        hidden: ``[U, H]`` in the dtype of the weights, contiguous.
+
+    Returns:
+        ``[sum of rows, H]``, the outputs one after the other.
+    """
+    count, size = hidden.shape
+    width = held[0]["down_proj"].shape[1]
+    out = hidden.new_empty(sum(map(len, rows)), size)
+    scratch = np.empty(max(map(len, rows)) * (size + 3 * width), np.float32)
+    tag, desk, everything, at = TAGS[hidden.dtype], desk_here(), list(range(count)), out.data_ptr()
+    for weights, numbers in zip(held, rows, strict=True):
+        x = hidden if list(numbers) == everything else hidden.index_select(0, torch.tensor(numbers))
+        gate_up, down = weights["gate_up_proj"].data_ptr(), weights["down_proj"].data_ptr()
+        expert_call(tag, desk, gate_up, down, x.data_ptr(), at, scratch.ctypes.data, len(numbers), size, width)
+        at += len(numbers) * size * out.element_size()
     return out

@@ -23,14 +23,14 @@ experts. Where it is cut does not change a bit. At a layer that lacks experts, o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from meshmoe.core.errors import ExpertUnavailableError, PeerError
@@ -47,6 +47,9 @@ from meshmoe.engine.lean.tables import Layer, Number, Place, Shape
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import LayerCall, RemoteExperts
 from meshmoe.engine.request import GenerationStats
+
+Pair: TypeAlias = tuple[int, int, int]
+"""One row's use of one expert: the expert, the row of the batch, the expert's place among those that the row chose."""
 
 _HEAD_BLOCK_BYTES = 8 << 20
 """Of the logits' weights, computed between two looks."""
@@ -278,26 +281,28 @@ class LeanBatch:
             took_s += perf_counter() - began
         return took_s
 
-    def _missing(self, snapshot: ResidentSnapshot, at: int) -> NDArray[np.int64]:
-        """The (expert, row, place among the row's chosen) of all that is not resident, experts and rows ascending."""
+    def _missing(self, snapshot: ResidentSnapshot, at: int) -> list[Pair]:
+        """All that is not resident, experts and rows ascending."""
         moe, top_k = self._model.plan.layers[at, [Layer.MOE, Layer.TOP_K]].tolist()
         chosen = self._work.chosen[moe, :, :top_k]
         rows, places = np.nonzero((chosen >= 0) & (snapshot.addresses[moe, chosen, 0] == 0))
-        pairs = np.stack([chosen[rows, places], rows, places], axis=1)
-        return pairs[np.argsort(pairs[:, 0], kind="stable")]
+        return sorted(zip(chosen[rows, places].tolist(), rows.tolist(), places.tolist(), strict=True))
 
-    def _send(self, moe: int, missing: NDArray[np.int64]) -> _Asked:
+    # Plain Python from here on: a decode step has a handful of pairs, for which a numpy call costs more than a loop.
+
+    def _send(self, moe: int, missing: list[Pair]) -> _Asked:
         """Ask the mesh for the missing experts of a layer, for all rows at once."""
         remote = self._engine.remote
-        experts = missing[:, 0]
         if remote is None:
-            named = ", ".join(str(ExpertId(moe, expert)) for expert in sorted(set(experts.tolist())))
+            named = ", ".join(str(ExpertId(moe, expert)) for expert in sorted({expert for expert, _, _ in missing}))
             raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
-        needed, within = np.unique(missing[:, 1], return_inverse=True)
-        hidden = self._work.normed[: self._work.count].index_select(0, torch.from_numpy(needed))
+        needed = sorted({row for _, row, _ in missing})
+        within = {row: at for at, row in enumerate(needed)}
+        normed = self._work.normed[: self._work.count]
+        hidden = normed.clone() if len(needed) == len(normed) else normed.index_select(0, torch.tensor(needed))
         by_expert: dict[int, list[int]] = {}
-        for expert, row in zip(experts.tolist(), within.tolist(), strict=True):
-            by_expert.setdefault(expert, []).append(row)
+        for expert, row, _ in missing:
+            by_expert.setdefault(expert, []).append(within[row])
         concerned = [self._rows[row] for row in needed]
         decode = any(row.decode for row in concerned)
         # As patient as the most patient of them; if that is in vain, the others can still be tried alone.
@@ -318,7 +323,7 @@ class LeanBatch:
         finally:
             self._asked = None
             self._account(asked, self.clock() - began, asked.stats.stalled_s - stalled_s)
-        outputs, at = self._work.outputs.view(-1, self._model.plan.top_k, asked.hidden.shape[1]), 0
+        outputs, at = self._work.outputs.numpy().reshape(-1, self._model.plan.top_k, asked.hidden.shape[1]), 0
         for expert, numbers in asked.rows.items():
             reply, shape = replies.get(expert), (len(numbers), asked.hidden.shape[1])
             if reply is None or reply.shape != shape or reply.dtype != asked.hidden.dtype:
@@ -328,15 +333,14 @@ class LeanBatch:
                     f"{asked.hidden.dtype}"
                 )
             pairs = asked.missing[at : at + len(numbers)]
-            outputs[pairs[:, 1], pairs[:, 2]] = reply.float()
+            outputs[[row for _, row, _ in pairs], [place for _, _, place in pairs]] = reply.float().numpy()
             at += len(numbers)
 
     def _account(self, asked: _Asked, waited_s: float, stalled_s: float) -> None:
         """Tell the requests concerned what the call took; bytes in proportion to their shares of it."""
         self.waited_s += waited_s
-        rows, shares = np.unique(asked.missing[:, 1], return_counts=True)
         by_request: dict[int, tuple[Row, int]] = {}
-        for number, share in zip(rows.tolist(), shares.tolist(), strict=True):
+        for number, share in sorted(Counter(row for _, row, _ in asked.missing).items()):
             row = self._rows[number]
             by_request[id(row.stats)] = (row, by_request.get(id(row.stats), (row, 0))[1] + share)
         for row, share in by_request.values():
@@ -403,5 +407,5 @@ class _Asked(NamedTuple):
     layer: int
     hidden: Tensor
     rows: dict[int, list[int]]
-    missing: NDArray[np.int64]
+    missing: list[Pair]
     stats: GenerationStats

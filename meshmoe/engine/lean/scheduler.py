@@ -7,7 +7,8 @@ than the writing step beside it (`READ_BESIDE_S` if that is more), so no stream'
 with nobody writing, pieces may take `READ_ALONE_S`. Prompts take turns, the remainder of a piece goes to the next.
 
 There are two lanes. One is enough while all experts are here. Once steps spend time waiting for peers, the requests
-split into halves: while one waits, the other computes. A request in a forward is *busy*, and belongs to that lane.
+may split into halves: while one waits, the other computes (`meshmoe.engine.lean.halves`). A request in a forward is
+*busy*, and belongs to that lane.
 
 Keys and values are taken block by block. A prompt starts only when there is room for all of it; when writers run out of
 room, the youngest gives up its blocks and reads its text again later. That costs time and changes nothing: a row's bits
@@ -34,6 +35,7 @@ from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation
 from meshmoe.engine.lean.batch import BatchAbandonedError, LeanBatch, LeanEngine
 from meshmoe.engine.lean.blocks import NoBlocksError
+from meshmoe.engine.lean.halves import Halves
 from meshmoe.engine.lean.member import Member
 from meshmoe.engine.lean.model import ROWS_MAX
 from meshmoe.engine.request import GenerationEvent
@@ -49,9 +51,6 @@ READ_ALONE_S = 0.1
 """What it may take when nobody waits for a token."""
 
 READ_ROWS_MIN = 8
-
-SPLIT_FROM = 0.25
-"""Share of a step's time spent waiting for peers from which on requests split into halves."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +84,7 @@ class Scheduler:
         """In the order in which they arrived."""
         self._serving = 0
         self._writing_s = READ_BESIDE_S
-        self._waiting = 0.0
-        """Of steps, the share of time spent waiting for peers."""
+        self._halves = Halves()
 
     async def serve(self, generation: Generation) -> None:
         """Generate to the end.
@@ -194,7 +192,7 @@ class Scheduler:
 
     def _writers(self, ready: list[Member]) -> list[Member]:
         """Those of the ready ones that write in the next step, with room for it."""
-        if self._waiting > SPLIT_FROM:
+        if self._halves.now:
             half = -(-sum(member.writing for member in self._members) // 2)
             ready = ready[:half]
         ready = ready[:ROWS_MAX]
@@ -257,7 +255,11 @@ class Scheduler:
             if not all(member.cancelled for member in group):
                 began = perf_counter()
                 events = self._forward(batch, group, pieces)
-                self._account(perf_counter() - began, batch.waited_s, bool(pieces))
+                took_s = perf_counter() - began
+                self._halves.waited(batch.waited_s / max(took_s, 1e-9))
+                if not pieces:
+                    self._writing_s += (took_s - batch.waited_s - self._writing_s) / 8
+                    self._wrote(began + took_s, events)
         except BatchAbandonedError:
             pass
         except Exception as error:
@@ -324,10 +326,9 @@ class Scheduler:
             member.writer.stats.decode_tokens += len(found)
         return chosen
 
-    def _account(self, took_s: float, waited_s: float, reading: bool) -> None:
-        self._waiting += (waited_s / max(took_s, 1e-9) - self._waiting) / 8
-        if not reading:
-            self._writing_s += (took_s - waited_s - self._writing_s) / 8
+    def _wrote(self, now_s: float, events: list[tuple[EventStream, list[GenerationEvent]]]) -> None:
+        writers = sum(member.writing for member in self._members)
+        self._halves.wrote(sum(len(found) for _, found in events), writers, now_s)
 
 
 def _deliver(events: list[tuple[EventStream, list[GenerationEvent]]]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from meshmoe.engine.kernels import choice
-from meshmoe.engine.kernels.expert import compute_rows
+from meshmoe.engine.kernels.expert import compute_rows, compute_together
 from meshmoe.model.experts_modules import compute_expert, find_experts_modules
 from meshmoe.model.tiny_configs import tiny_config
 
@@ -92,3 +92,15 @@ def test_without_numba_torch_computes(monkeypatch):
     module, weights, x = experts_of("mixtral"), weights_of(64, 48, torch.float32), rows_of(2, 64, torch.float32)
     assert torch.equal(choice.compute(module, weights, x), compute_expert(module, weights, x))
     assert not choice.compiled()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_experts_at_once_are_each_alone_to_the_bit(dtype):
+    held = [weights_of(70, 37, dtype, seed) for seed in range(3)]
+    hidden = rows_of(4, 70, dtype)
+    rows = [[0, 1, 2, 3], [2], [3, 1]]
+    expected = [compute_rows(weights, hidden[numbers].clone()) for weights, numbers in zip(held, rows, strict=True)]
+    assert torch.equal(compute_together(held, rows, hidden), torch.cat(expected))
+    module = experts_of("qwen3_moe")
+    assert torch.equal(choice.compute_together(module, held, rows, hidden), torch.cat(expected))
+    assert choice.compute_together(experts_of("gpt_oss"), held, rows, hidden) is None
