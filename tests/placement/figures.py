@@ -23,7 +23,7 @@ def settle(nodes, seed=0, limit_s=600.0):
     """Cold start, then a shift of a quarter of the nodes' demand to another node's."""
     world = small_world(seed, nodes=nodes, layers=8, experts=32, top_k=4, tokens=100, redundancy=1.3)
     config = ExchangeConfig(gain_min=0.005)
-    mesh = Mesh(world, seed, noise=0.1, config=config)
+    mesh = Mesh(world, seed, noise=0.1, config=config, costs=False)
     experts = world.shape.exists.sum()
     even = mesh_cost(world, Uniform().place(world))
     for phase in ("cold start", "quarter shifted"):

@@ -29,12 +29,14 @@ GOSSIP_S = 0.5
 
 
 class Mesh:
-    def __init__(self, world, seed=0, *, loss=0.0, repeats=0.0, delay_s=0.05, noise=0.0, config=None):
+    def __init__(self, world, seed=0, *, loss=0.0, repeats=0.0, delay_s=0.05, noise=0.0, config=None, costs=True):
         self.world, self.rng = world, random.Random(seed)
         self.loss, self.repeats, self.delay_s, self.noise = loss, repeats, delay_s, noise
         self.now, self._queue, self._count = 0.0, [], itertools.count()
         self.gone = set()
         self.changes, self.costs, self.sent = [], [], []
+        self._notes_costs = costs
+        self._wakes = {}
         owner = guardian_owners(world.shape, world.nodes, world.capacity_bytes)
         self.machines = {
             name: ExchangeMachine(
@@ -74,7 +76,10 @@ class Mesh:
             self.tell(name, PeersChanged({peer: plan for peer, plan in plans.items() if peer != name}, self.links))
 
     def tell(self, name, event):
-        for effect in self.machines[name].handle(event, self.now):
+        machine = self.machines[name]
+        effects = machine.handle(event, self.now)
+        self._wakes[name] = machine.next_deadline(), machine.quiet, isinstance(machine._exchange, _Bound)
+        for effect in effects:
             if isinstance(effect, SendTo):
                 self.post(name, effect)
             elif isinstance(effect, PlanChanged):
@@ -92,7 +97,7 @@ class Mesh:
         return [m for name, m in self.machines.items() if name not in self.gone and isinstance(m._exchange, _Bound)]
 
     def _note_cost(self):
-        if not self.bound():
+        if self._notes_costs and not self.bound():
             self.costs.append(mesh_cost(self.world, self.holders()))
 
     def holders(self):
@@ -107,14 +112,12 @@ class Mesh:
             self.tell(name, OwnTrace(trace))
 
     def quiet(self):
-        return not self.bound() and all(m.quiet for name, m in self.machines.items() if name not in self.gone)
+        return all(quiet and not bound for name, (_, quiet, bound) in self._wakes.items() if name not in self.gone)
 
     def run(self, until_s):
         """Run until a time, or until all are quiet and no message is under way; returns whether they are."""
         while self.now < until_s:
-            wakes = [
-                (max(self.now, m.next_deadline()), name) for name, m in self.machines.items() if name not in self.gone
-            ]
+            wakes = [(max(self.now, w[0]), name) for name, w in self._wakes.items() if name not in self.gone]
             wake_s, name = min(wakes)
             if self.quiet() and not any(kind == "message" for _, _, kind, _ in self._queue):
                 return True
