@@ -41,6 +41,7 @@ def others_pay(
     """
     total: Floats = np.zeros(len(layers))
     (adds, drops), (gets, gives) = marks
+    touched = adds | drops | gets | gives
     for node, table in known.items():
         if node in ends:
             continue
@@ -58,6 +59,7 @@ def others_pay(
             drops,
             gets,
             gives,
+            touched,
             outlook.holders,
             np.array([node, *ends]),
             time_s,
@@ -81,6 +83,7 @@ def _pay(
     drops: Mask,
     gets: Mask,
     gives: Mask,
+    touched: Mask,
     holders: Mask,
     who: Ints,
     time_s: Floats,
@@ -94,6 +97,7 @@ def _pay(
         first_step, first_slot, expert, rows, local_s, rates: Its `Table`.
         layers: Of each lot.
         adds, drops, gets, gives: ``[lots, experts]``, what one and two add and drop.
+        touched: Any of these.
         holders: ``[nodes, layers, experts]``.
         who: The node, one, and two.
         time_s, call_s, wire_s, row_s: Until a row is back; without the bytes' time; that; of each further row.
@@ -133,6 +137,9 @@ def _pay(
                 if holders[two, layer, e] and (now[e] < 0 or time_s[two] < time_s[now[e]]):
                     now[e] = two
                 now[e] = far if now[e] < 0 else now[e]
+            then[e] = now[e]
+            if not touched[lot, e]:
+                continue
             then[e] = rest[e]
             held = (holders[one, layer, e] or adds[lot, e]) and not drops[lot, e]
             if held and (then[e] < 0 or time_s[one] < time_s[then[e]]):

@@ -51,7 +51,7 @@ def settle(nodes, seed=0, limit_s=600.0):
 
 
 def decide(nodes=64, layers=48, experts=128, some=12):
-    """CPU time of each thought in a large mesh: means over a few pairs (clocks are coarse), after one that compiles."""
+    """CPU time of each thought in a large mesh: medians over a few pairs, after one that compiles."""
     world = small_world(0, nodes=nodes, layers=layers, experts=experts, top_k=8, tokens=64, redundancy=1.3)
     mesh = Mesh(world, 0)
     times = defaultdict(list)
@@ -62,11 +62,16 @@ def decide(nodes=64, layers=48, experts=128, some=12):
         times[what].append(1e3 * (time.process_time() - started))
         return [effect for effect in effects if isinstance(effect, SendTo)]
 
-    for name in world.nodes[: some + 1]:
+    for name in world.nodes:
+        if len(times["settle first proposal"]) > some:
+            break
         mesh.now += 1e5
         for other in [other for other in world.nodes if other != name][-BYSTANDERS_MAX:]:
             mesh.machines[name]._stand.hear_sketch(other, mesh.machines[other]._stand.sketch(1))
-        think("choose copies", name, Wake())
+        if think("choose copies", name, Wake()):
+            times["choose copies"].pop()  # it had none to choose, and proposed: another kind of thought
+            mesh.machines[name]._end()
+            continue
         mesh.gossip()
         for what in ("first proposal", "proposal with a sketch"):
             mesh.now += 1e4
@@ -75,9 +80,9 @@ def decide(nodes=64, layers=48, experts=128, some=12):
             for verdict in think(f"settle {what}", name, Heard(proposal.peer, answer.message)):
                 think("verdict", proposal.peer, Heard(name, verdict.message))
             mesh.gossip()
-    print(f"\n{nodes} nodes, {layers * experts} experts; ms of CPU, mean of {some}")
+    print(f"\n{nodes} nodes, {layers * experts} experts; ms of CPU, median of {some}")
     for what, spent in times.items():
-        print(f"- {what}: {np.mean(spent[1:]):.0f}")
+        print(f"- {what}: {np.median(spent[1:]):.0f}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ NAMED_MAX = 32768
 """Experts that a message's lots name as copies that come or go; some of them change owners, too. With at most three
 bytes each, a message stays below the 256 KiB that the wire takes."""
 
-BYSTANDERS_MAX = 8
+BYSTANDERS_MAX = 6
 """Third nodes that one end speaks for at most: each is priced for every lot."""
 
 Version = Annotated[int, Meta(ge=0, lt=1 << 62)]
