@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HOG = """
+import sys
 taken = []
 while len(taken) < {mib} // 4:
     taken.append(bytearray(b"x") * (4 << 20))
-input()
+sys.stdin.read()
 """
 """A program that takes so much memory and keeps it, until its standard input ends."""
 
@@ -43,6 +44,11 @@ class MemoryGroup:
         """How many of its processes the kernel has killed for memory."""
         found = re.search(r"^oom_kill (\d+)", (self._path / self._events).read_text(), re.MULTILINE)
         return int(found[1]) if found else 0
+
+
+def choose_first(pid: int) -> None:
+    """Where there is no memory left, the kernel is to kill this process before others."""
+    Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
 
 
 @contextmanager
