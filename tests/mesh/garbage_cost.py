@@ -3,6 +3,9 @@
 One node process holds the whole model and writes text for a client; beside it, in turns, nobody, or one process that
 sends garbage as fast as it can: without a key, with a key but no token, and as an admitted member. Prints tokens a
 second of each turn's text, and what share of the quiet rate is left.
+
+The sender runs on the victim's own box and takes a core of it, which a sender elsewhere would not. So there is a turn
+with a process that only computes, too: against that, what is left is what the garbage itself costs.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from statistics import median
+from time import monotonic
 
 import trio
 
@@ -23,7 +27,7 @@ from meshmoe.cli.local_mesh import LocalNode, open_local_mesh
 from meshmoe.core.endpoints import Endpoints
 from meshmoe.transport.keyring import new_key_pair
 
-KINDS = ("nobody", "noise", "stranger", "member")
+KINDS = ("nobody", "busy", "noise", "stranger", "member")
 
 
 async def _send(kind: str, word: str, endpoints: Endpoints, lasts_s: float) -> None:
@@ -38,6 +42,11 @@ async def _send(kind: str, word: str, endpoints: Endpoints, lasts_s: float) -> N
 
 def send(kind: str, word: str, endpoints: Endpoints, lasts_s: float) -> None:
     """In a process of its own."""
+    if kind == "busy":
+        ends_s = monotonic() + lasts_s
+        while monotonic() < ends_s:
+            pass
+        return
     trio.run(_send, kind, word, endpoints, lasts_s)
 
 
@@ -93,11 +102,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     found = trio.run(measure, arguments.seconds, arguments.turns)
-    quiet = median(found["nobody"])
+    quiet, busy = median(found["nobody"]), median(found["busy"])
     for kind, rates in found.items():
         each = ", ".join(f"{rate:.0f}" for rate in rates)
-        share = median(rates) / quiet
-        sys.stdout.write(f"{kind:9} {median(rates):7.0f} tok/s ({each})  {share:.0%} of the quiet rate\n")
+        rate = median(rates)
+        sys.stdout.write(f"{kind:9} {rate:7.0f} tok/s ({each})  {rate / quiet:.0%} of the quiet rate, ")
+        sys.stdout.write(f"{rate / busy:.0%} of that beside a process that only computes\n")
 
 
 if __name__ == "__main__":
