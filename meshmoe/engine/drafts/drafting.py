@@ -55,9 +55,9 @@ class RequestDrafts:
         lookup: The text, for looking up.
     """
 
-    def __init__(self, drafting: Drafting) -> None:
-        """Begin with what other requests taught."""
-        self.records = {drafter: Acceptance(chances) for drafter, chances in drafting.chances.items()}
+    def __init__(self, drafting: Drafting, greedy: bool) -> None:
+        """Begin with what other requests taught, those that take the likeliest token or those that draw."""
+        self.records = {drafter: Acceptance(chances) for drafter, chances in drafting.chances[greedy].items()}
         self.lookup = PromptLookup()
 
     def catch_up(self, ids: Sequence[int]) -> None:
@@ -124,12 +124,14 @@ class Drafting:
 
     Attributes:
         mode: What the node's user said; a request may say otherwise.
-        chances: What a new request begins with, by drafter and depth.
+        chances: What a new request begins with, by whether it is greedy, drafter and depth.
     """
 
     def __init__(self, mode: DraftMode) -> None:
         self.mode = mode
-        self.chances: dict[Drafter, list[float]] = {drafter: [p] * DEPTH_MAX for drafter, p in PRIORS.items()}
+        self.chances: dict[bool, dict[Drafter, list[float]]] = {
+            greedy: {drafter: [p] * DEPTH_MAX for drafter, p in PRIORS.items()} for greedy in (False, True)
+        }
         self._chooser = LengthChooser()
         self._confidence = {greedy: Confidence() for greedy in (False, True)}
 
@@ -293,7 +295,7 @@ class Drafting:
         known = min(len(tokens), len(written))
         right = next((at for at in range(known) if tokens[at] != written[at]), known)
         if known:
-            record, node = one.drafts.records[drafter], self.chances[drafter]
+            record, node = one.drafts.records[drafter], self.chances[one.sampler.greedy][drafter]
             record.note(known, right)
             for depth, chance in enumerate(record.chances()[: right + 1]):
                 node[depth] += NODE_WEIGHT * (chance - node[depth])

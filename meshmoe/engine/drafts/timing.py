@@ -5,6 +5,10 @@ rows more layers need some absent expert, up to all of them, and from then on an
 row finds a layer complete with probability q, n rows find it so with q^n, and wait in 1 - q^n of the layers. So waiting
 is fitted by ``base + rise * (1 - q**n)``, with the q of a few that fits best.
 
+What changes changes all of them: when neighbours are busy, or experts have moved to where they are used, passes of any
+number of rows take longer or shorter. Numbers of rows that are not in use would never learn that, and a node would go
+on as it once was right to. So each measurement also moves the other means, by its ratio to the mean of its own number.
+
 There is also one mean for each number of rows. But passes vary, and of many means of few measurements the lowest is low
 by luck. So each leans on the curve through all of them, the more the less often it was measured.
 """
@@ -25,6 +29,9 @@ CURVE_WEIGHT = 12.0
 SLOPE_PRIOR = 0.06
 """Where all passes had equally many rows, a row more is taken to lengthen one by this share: low, so that trying is
 worth while."""
+
+PACE = 0.02
+"""By what share of the ratio of a measurement to its mean the other means move: as fast as its own, in the long run."""
 
 STALL = 12.0
 """A pass that takes so many times the mean counts as no more: one stall of the box says little about the next pass."""
@@ -54,7 +61,9 @@ class PassTimes:
         Args:
             bent: Whether further rows may cost less and less; else they cost the same.
         """
-        self._mean_s = [0.0] * (ROWS_MAX + 1)
+        self._paced_s = [0.0] * (ROWS_MAX + 1)
+        """Means, over the pace."""
+        self._pace = 1.0
         self._weight = [0.0] * (ROWS_MAX + 1)
         self._rises = _RISES if bent else _RISES[:1]
         self._curve: Curve = [0.0] * (ROWS_MAX + 1)
@@ -64,10 +73,11 @@ class PassTimes:
         """A pass over so many rows took so long."""
         rows = min(rows, ROWS_MAX)
         weight = self._weight[rows] * FADING
-        mean_s = self._mean_s[rows] if weight else took_s
-        if weight > 2.0:
+        mean_s = self._pace * self._paced_s[rows] if weight else took_s
+        if weight > 2.0 and mean_s > 0.0:
             took_s = min(took_s, STALL * mean_s)
-        self._mean_s[rows] = (weight * mean_s + took_s) / (weight + 1.0)
+            self._pace *= 1.0 + PACE * (took_s / mean_s - 1.0)
+        self._paced_s[rows] = (weight * mean_s + took_s) / ((weight + 1.0) * self._pace)
         self._weight[rows] = weight + 1.0
         self._noted += 1
 
@@ -92,13 +102,13 @@ class PassTimes:
     def leaning_s(self, rows: int, smooth_s: float) -> float:
         """The mean of so many rows, at most `ROWS_MAX`, leaning on what is known of it from elsewhere."""
         weight = self._weight[rows]
-        return (weight * self._mean_s[rows] + CURVE_WEIGHT * smooth_s) / (weight + CURVE_WEIGHT)
+        return (weight * self._pace * self._paced_s[rows] + CURVE_WEIGHT * smooth_s) / (weight + CURVE_WEIGHT)
 
     def _fitted(self) -> Curve:
         """Weighted least squares through the means."""
         weight = np.array(self._weight)
         at = np.flatnonzero(weight)
-        weight, took_s = weight[at], np.array(self._mean_s)[at]
+        weight, took_s = weight[at], np.array(self._paced_s)[at] * self._pace
         weight = weight / weight.sum()
         mean_s = float(weight @ took_s)
         best, least = mean_s * (1.0 + SLOPE_PRIOR * (_ROWS - at[0])), np.inf

@@ -34,7 +34,7 @@ class Member:
         self.done = trio.Event()
         self.failure: Exception | None = None
         self._lean = lean
-        self._drafts = RequestDrafts(drafting)
+        self._drafts = RequestDrafts(drafting, self.writer.sampler.greedy)
         self._mode = generation.request.sampling.drafts or drafting.mode
         self.sequence = lean.sequence()
 

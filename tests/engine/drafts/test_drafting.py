@@ -82,7 +82,7 @@ class Speaker:
         rows = [Row(self.sequence, t, self.stats, decode=False, logits=False) for t in self.ids]
         rows[-1] = rows[-1]._replace(logits=True)
         self.written = [self.sampler.choose(batch.forward(rows)[0])]
-        self.drafts, self.mode = RequestDrafts(drafting), mode
+        self.drafts, self.mode = RequestDrafts(drafting, self.sampler.greedy), mode
 
     def asked(self):
         room = TOKENS - len(self.written) - 1
@@ -242,8 +242,9 @@ def test_what_stood_in_the_text_is_judged_without_being_used(monkeypatch):
     assert speaker.stats.drafted_tokens == 0
     seen = sum(speaker.drafts.records[drafter].drafted for drafter in LOOKUPS.values())
     assert seen > TOKENS / 4, "each pass told what became of what was found"
-    assert any(drafting.chances[drafter][0] != PRIORS[drafter] for drafter in LOOKUPS.values())
-    assert drafting.chances["local"][0] == PRIORS["local"]
+    assert any(drafting.chances[True][drafter][0] != PRIORS[drafter] for drafter in LOOKUPS.values())
+    assert drafting.chances[True]["local"][0] == PRIORS["local"]
+    assert drafting.chances[False]["lookup 2"][0] == PRIORS["lookup 2"], "texts that are drawn are another matter"
 
 
 def test_drafts_give_way_where_the_cache_is_full():
