@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from zipfile import ZipFile
 
 import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
@@ -47,11 +48,13 @@ from meshmoe.placement.world import ModelShape, World
 from meshmoe.transport.envelope import seal, unseal
 from meshmoe.transport.identity import parse_identity
 from meshmoe.wire.codec import CODEC
+from tests.model.test_manifest import small_manifest
 from tests.placement.exchange.mesh import Mesh
 from tests.placement.worlds import small_world
 from tests.wire.strategies import messages
 
 ME, PEER = NodeId("me"), NodeId("peer")
+KEPT = Path(__file__).parent / "corpus"
 
 
 def wire(data: bytes) -> None:
@@ -225,6 +228,16 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 }
 
 
+def kept(target: str) -> list[bytes]:
+    """What fuzzing has found worth keeping: a corpus of atheris in one file, and inputs that once crashed beside it."""
+    found = [path.read_bytes() for path in sorted(KEPT.glob(f"{target}/*"))]
+    packed = KEPT / f"{target}.zip"
+    if packed.exists():
+        with ZipFile(packed) as archive:
+            found += [archive.read(name) for name in archive.namelist()]
+    return found
+
+
 def seeds() -> dict[str, list[bytes]]:
     """Valid inputs for every target, to begin with."""
     headers = [header for message_type in CODEC.message_types for header in _valid(message_type)]
@@ -237,7 +250,7 @@ def seeds() -> dict[str, list[bytes]]:
         "gossip": [bytes([number]) + value for number in range(9) for value in packed],
         "safetensors": [len(small).to_bytes(8, "little") + small + bytes(8)],
         "index": [b'{"metadata":{"total_size":8},"weight_map":{"w":"model-00001-of-00002.safetensors"}}'],
-        "manifest": [],
+        "manifest": [small_manifest().encode(), small_manifest().encode()[:-40]],
         "files": [path.read_bytes() for kind in ("nodes", "topology") for path in Path(kind).glob("*.toml")],
         "http": [
             b'{"prompt":"a","max_tokens":3,"temperature":0.5,"stop":["x"],"n":2,"logprobs":1}',

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.targets import TARGETS, seeds
+from tests.fuzz.targets import TARGETS, kept, seeds
 
-KEPT = Path(__file__).parent / "corpus"
 MUTATIONS = 300
 
 
 @pytest.fixture(scope="module")
 def inputs():
     found = seeds()
-    for path in sorted(KEPT.glob("*/*")):
-        found[path.parent.name].append(path.read_bytes())
-    return found
+    return {target: [*own, *kept(target)] for target, own in found.items()}
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
