@@ -155,6 +155,7 @@ class Drafting:
         plans = self._plan(asked)
         drafts = self._write(batch, asked, plans)
         before = [one.sequence.length for one in asked]
+        began = batch.clock()
         try:
             logits = self._read(batch, asked, drafts)
         except NoBlocksError:
@@ -170,6 +171,7 @@ class Drafting:
             chosen.append(found)
             used += range(at, at + len(found))
             at += len(draft.tokens) + 1
+        self._chooser.note_pass(at, batch.clock() - began, batch.waited_s)
         batch.note_demand(used, decode=True)  # drafts that were wrong are no demand: experts would move for them
         for one, plan, draft, found in zip(asked, plans, drafts, chosen, strict=True):
             self._learn(one, plan, draft, [choice.token_id for choice in found])
@@ -181,10 +183,7 @@ class Drafting:
             for one, draft in zip(asked, drafts, strict=True)
             for token in (one.ids[-1], *draft.tokens)
         ]
-        began = batch.clock()
-        logits = batch.forward(rows)
-        self._chooser.note_pass(len(rows), batch.clock() - began, batch.waited_s)
-        return logits
+        return batch.forward(rows)
 
     def _accept(self, one: Asked, draft: Sequence[int], logits: Tensor) -> list[Choice]:
         chosen = [one.sampler.choose(logits[0])]
@@ -246,10 +245,9 @@ class Drafting:
                     for at in going
                 ]
                 began = batch.clock()
-                logits = batch.forward(rows)
-                self._chooser.note_draft(len(rows), batch.clock() - began)
-                for row, at in zip(logits, going, strict=True):
+                for row, at in zip(batch.forward(rows), going, strict=True):
                     alive[at] *= self._draft(asked[at], plans[at], drafts[at], row, alive[at])
+                self._chooser.note_draft(len(rows), batch.clock() - began)
                 going = [at for at in going if self._goes_on(asked[at], plans[at], drafts[at], alive[at])]
         except NoBlocksError:
             pass  # what was drafted so far is as good
