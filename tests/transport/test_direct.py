@@ -21,6 +21,8 @@ async def open_pair():
     async with open_zmq_transport(A, 1) as a, open_zmq_transport(B, 1) as b:
         a.connect(B, b.endpoints)
         b.connect(A, a.endpoints)
+        while not (a.connected(B, Lane.DATA) and b.connected(A, Lane.DATA)):
+            await trio.sleep(0.01)
         yield a, b
 
 
@@ -34,11 +36,13 @@ def receive(lane, timeout_s=5.0):
     raise AssertionError("nothing came")
 
 
-def send_when_connected(lane, frames):
-    while True:
+def send_when_it_takes(lane, peer, frames, timeout_s=5.0):
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() < until_s:
         with suppress(QueueFullError):
-            return lane.send(B, frames)
+            return lane.send(peer, frames)
         time.sleep(0.01)
+    raise AssertionError(f"{peer} takes nothing")
 
 
 @trio_test
@@ -49,11 +53,11 @@ async def test_echo_from_thread_to_thread():
         def echo():
             for _ in range(200):
                 parcel = receive(echoing)
-                echoing.send(parcel.sender, [bytes(frame) for frame in parcel.frames])
+                send_when_it_takes(echoing, parcel.sender, [bytes(frame) for frame in parcel.frames])
 
         def ask():
             for i in range(200):
-                send_when_connected(asking, [b"%d" % i, b"x" * 100_000])
+                send_when_it_takes(asking, B, [b"%d" % i, b"x" * 100_000])
                 parcel = receive(asking)
                 assert [len(frame) for frame in parcel.frames] == [len(b"%d" % i), 100_000]
                 assert bytes(parcel.frames[0]) == b"%d" % i
@@ -139,13 +143,11 @@ async def test_over_an_emulated_link_a_call_takes_its_round_trip():
         a.connect(B, b.endpoints)
         b.connect(A, a.endpoints)
         asking, echoing = a.open_direct(Lane.DATA), b.open_direct(Lane.DATA)
-        while not (a.connected(B, Lane.DATA) and b.connected(A, Lane.DATA)):
-            await trio.sleep(0.01)
 
         def echo():
             for _ in range(20):
                 parcel = receive(echoing)
-                echoing.send(parcel.sender, [bytes(frame) for frame in parcel.frames])
+                send_when_it_takes(echoing, parcel.sender, [bytes(frame) for frame in parcel.frames])
             for _ in range(3):
                 echoing.wait(0.05)
 
