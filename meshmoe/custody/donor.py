@@ -133,10 +133,14 @@ class Donors:
             self._end(donation, "")
 
     def tick(self) -> None:
-        """Repeat offers, and give up what has waited too long."""
+        """Repeat offers, and give up what has waited too long, or waits for a node that is gone or leaving."""
         desk = self._desk
         for donation in list(self._donations.values()):
-            if donation.deadline_s <= desk.now and donation.step(DonorInput.TIMEOUT):
+            gone = donation.peer not in desk.survey.nodes or desk.survey.is_leaving(donation.peer)
+            if gone and donation.state is not DonorState.DRAINING and donation.step(DonorInput.TIMEOUT):
+                desk.send(donation.peer, MigrationCancelled(donation.id))
+                self._end(donation, f"{donation.peer} has gone or is leaving")
+            elif donation.deadline_s <= desk.now and donation.step(DonorInput.TIMEOUT):
                 if donation.state is DonorState.KEPT:
                     desk.send(donation.peer, MigrationCancelled(donation.id))
                 self._end(donation, f"{donation.peer} is silent")

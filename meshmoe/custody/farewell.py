@@ -3,7 +3,8 @@
 What this node is custodian of is missed when it goes, with two exceptions that the custodian's own questions take care
 of: another claim stands in the same slot, or only one slot is wanted and another node stands in another one. Everything
 else is given away by migrations, to whom it costs least: a node that has it resident already, then the guardians, then
-others with room. A node that refused is not asked again in the same round.
+others with room. A node that refused is not asked again in the same round. Where everybody else is gone or leaving too,
+there is nobody to wait for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ class Farewell:
         self._told = -1
         self._rounds = 0
         self._round_ends_s = float("inf")
+        self._begun_s = float("inf")
+        self._gives_up_s = float("inf")
+        """When it is given up, unless somebody comes who could take something."""
         self._refused: set[tuple[ExpertId, NodeId]] = set()
         self._finished = False
 
@@ -34,6 +38,7 @@ class Farewell:
         if desk.leaving:
             return
         desk.leaving = True
+        self._begun_s = desk.now
         desk.wants.clear()
         self._total = len(desk.book.standing())
 
@@ -48,6 +53,10 @@ class Farewell:
             desk.out.append(LeaveProgress(self._told, self._total))
             self._rounds = 0
         if not standing:
+            self._finish(standing)
+            return
+        self._look_round()
+        if desk.now >= self._gives_up_s:
             self._finish(standing)
             return
         if desk.now >= self._round_ends_s:
@@ -69,7 +78,19 @@ class Farewell:
 
     def next_s(self) -> float:
         """When `advance` has something to do."""
-        return float("inf") if self._finished else self._round_ends_s
+        return float("inf") if self._finished else min(self._round_ends_s, self._gives_up_s)
+
+    def _look_round(self) -> None:
+        """Wait no longer than a moment where nobody is left who might take something: a box and its only peer go off.
+
+        But never less in all than a question waits for its answer: see `Questions.answer`.
+        """
+        desk = self._desk
+        if not all(desk.survey.is_leaving(node) for node in desk.survey.nodes):
+            self._gives_up_s = float("inf")
+        elif self._gives_up_s == float("inf"):
+            config = desk.config
+            self._gives_up_s = max(self._begun_s + config.ask_timeout_s, desk.now + config.leave_retry_s)
 
     def _is_covered(self, expert: ExpertId) -> bool:
         """Whether the custodian's own questions can relieve us."""
@@ -98,6 +119,7 @@ class Farewell:
         """Why an expert could not be handed over."""
         asked = takers(self._desk, self._donors, expert)
         if not asked:
-            return "no other node could take it"
+            nobody = self._gives_up_s < float("inf")
+            return "every other node has gone or is leaving too" if nobody else "no other node could take it"
         reasons = {self._donors.refusal(expert, node) for node in asked} - {None, ""}
         return "; ".join(sorted(str(reason) for reason in reasons)) or "nobody took it in time"

@@ -8,6 +8,7 @@ import trio
 
 from meshmoe.core.units import format_size
 from meshmoe.node.custody_driver import CustodyDriver
+from meshmoe.node.mesh import Mesh
 from meshmoe.node.status import LeaveProgress
 
 LEAVE_TIMEOUT_S = 600.0
@@ -15,7 +16,7 @@ LEAVE_TIMEOUT_S = 600.0
 anything any more."""
 
 
-async def hand_over(custody: CustodyDriver) -> AsyncIterator[LeaveProgress]:
+async def hand_over(custody: CustodyDriver, mesh: Mesh) -> AsyncIterator[LeaveProgress]:
     """Give every expert in custody to another node; ends when that is done, or nobody takes any more."""
     custody.leave()
     deadline_s = trio.current_time() + LEAVE_TIMEOUT_S
@@ -29,7 +30,7 @@ async def hand_over(custody: CustodyDriver) -> AsyncIterator[LeaveProgress]:
     finished = custody.leave_finished
     if finished is not None and finished.kept:
         (expert, reason), total = finished.kept[0], custody.leave_progress.total
-        short_bytes = custody.machine.missing_bytes if custody.machine is not None else 0
+        short_bytes = custody.machine.missing_bytes if custody.machine is not None and mesh.serving() else 0
         why = f"the others lack {format_size(short_bytes)} of capacity" if short_bytes else f"{expert}: {reason}"
         text = f"{len(finished.kept)} experts could not be handed over ({why})"
         yield LeaveProgress(len(finished.kept), total, text)

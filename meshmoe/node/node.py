@@ -374,9 +374,9 @@ class Node:
     async def _leave(self) -> AsyncIterator[LeaveProgress]:
         self.phase = "leaving"
         parts = self.parts
-        if parts is not None and parts.custody.machine is not None and parts.mesh.serving():
+        if parts is not None and parts.custody.machine is not None and parts.membership.present():
             self._publish(parts)
-            async for step in hand_over(parts.custody):
+            async for step in hand_over(parts.custody, parts.mesh):
                 yield step
         await self.serving.drain(timeout_s=DRAIN_TIMEOUT_S)
         if parts is not None:

@@ -106,6 +106,32 @@ def test_a_leaving_node_hands_over_what_only_it_holds(tmp_path, model):
     assert trio.run(main) == trio.run(written_alone, model, [PROMPT], [GREEDY])[0]
 
 
+def test_two_nodes_that_leave_together_do_not_wait_for_each_other(tmp_path, model):
+    """They took 15 s and more to see that nobody takes anything; where nothing else runs it takes 4 s."""
+
+    async def main():
+        async with open_test_mesh(tmp_path) as mesh:
+            nodes = [await mesh.add("left", model, 0.7), await mesh.add("right", model, 0.7)]
+            await mesh.settle()
+            mesh.nodes.clear()
+            texts = {}
+
+            async def leave(node):
+                async with node.leave() as progress:
+                    texts[node] = [step.text async for step in progress]
+
+            with trio.fail_after(12):
+                async with trio.open_nursery() as nursery:
+                    for node in nodes:
+                        nursery.start_soon(leave, node)
+            for node in nodes:
+                assert texts[node][-1] == "left"
+                assert "experts could not be handed over" in texts[node][-2]
+                assert "every other node has gone or is leaving too" in texts[node][-2]
+
+    trio.run(main)
+
+
 def test_a_mesh_of_other_files_is_not_joined(tmp_path, model):
     other = make_tiny_checkpoint("qwen3_moe", tmp_path / "other", seed=1)
 
