@@ -95,6 +95,11 @@ class CudaBatch(LeanBatch):
         super().__init__(engine, job)
         self._card = engine
 
+    @property
+    def forks(self) -> bool:
+        """See `LeanBatch.forks`: the kernels store a row once."""
+        return False
+
     def forward(self, rows: Rows[Row]) -> Tensor:
         """See `LeanBatch.forward`."""
         self._rows, self._away, self.waited_s = rows, [], 0.0

@@ -98,19 +98,22 @@ def project(tag: Tag, shape: Ints, numbers: Floats, layer: Ints, places: Ints, r
 
 @jit
 def remember(tag: Tag, shape: Ints, places: Ints, rows: Ints, at: int) -> None:
-    """Store the rows' keys and values of layer ``at`` in their sequences' blocks (see `blocks`)."""
+    """Store the rows' keys and values of layer ``at`` in the blocks of all sequences that read them (see `blocks`)."""
     size, kv_heads, count = shape[Shape.HEAD_DIM], shape[Shape.KV_HEADS], len(rows)
     k = places[Place.QKV] + 4 * count * shape[Shape.HEADS] * size
     v = k + 4 * count * kv_heads * size
     head_bytes = BLOCK_TOKENS * size * size_of(tag)
     for r in range(count):
         block, place = divmod(rows[r, Token.POSITION], BLOCK_TOKENS)
-        keys = address_at(rows[r, Token.BLOCKS], block) + at * 2 * kv_heads * head_bytes
-        for j in range(kv_heads):
-            for i in range(size):
-                to = place * size + i
-                write(tag, keys + j * head_bytes, to, read(F32_TAG, k, (r * kv_heads + j) * size + i))
-                write(tag, keys + (kv_heads + j) * head_bytes, to, read(F32_TAG, v, (r * kv_heads + j) * size + i))
+        also = rows[r, Token.ALSO]
+        for n in range(1 + (address_at(also, 0) if also != 0 else 0)):
+            blocks = rows[r, Token.BLOCKS] if n == 0 else address_at(also, n)
+            keys = address_at(blocks, block) + at * 2 * kv_heads * head_bytes
+            for j in range(kv_heads):
+                for i in range(size):
+                    to = place * size + i
+                    write(tag, keys + j * head_bytes, to, read(F32_TAG, k, (r * kv_heads + j) * size + i))
+                    write(tag, keys + (kv_heads + j) * head_bytes, to, read(F32_TAG, v, (r * kv_heads + j) * size + i))
 
 
 @jit

@@ -2,9 +2,11 @@
 
 A *row* is one token of one sequence, at the position behind what the sequence has read. A batch takes any mixture: one
 row of each of sixteen requests (decode), sixty-four of one (a chunk of a prompt), four of one and one of another (a
-draft to verify beside a decode step). The rows of one sequence stand together in order; each attends to those before
-it. A row's bits are those that it has alone, whatever else is in the batch, so batches may be put together as it suits
-the moment.
+draft to verify beside a decode step). The rows of one sequence stand in order; each attends to those before it. A row's
+bits are those that it has alone, whatever else is in the batch, so batches may be put together as it suits the moment.
+
+Texts that begin alike are a *tree*: where they part, the sequence is forked, and a row before that is read into the
+forks as well (``also``). Then each row attends to what its own sequence has, in order, and knows of no tree.
 
     batch = lean.batch(job)                                   # one forward at a time each
     row = Row(sequence, token, stats)
@@ -31,6 +33,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from meshmoe.core.errors import ExpertUnavailableError, PeerError
@@ -65,6 +68,7 @@ class Row(NamedTuple):
         decode: Whether someone waits for this very token; otherwise it is part of a prompt.
         logits: Whether its logits are wanted.
         local: Whether it must make do with resident experts: a draft.
+        also: Other sequences that have read the same up to here, and read this token, too: forks further on.
     """
 
     sequence: Sequence
@@ -73,6 +77,7 @@ class Row(NamedTuple):
     decode: bool = True
     logits: bool = True
     local: bool = False
+    also: tuple[Sequence, ...] = ()
 
 
 class LeanEngine:
@@ -143,6 +148,13 @@ class LeanBatch:
         self._asked: Call[dict[int, Tensor]] | None = None
         self._rows: Rows[Row] = ()
         self._away: list[tuple[GenerationStats, int]] = []
+        self._also: list[NDArray[np.int64]] = []
+        """Tables that the rows of the last forward name by address."""
+
+    @property
+    def forks(self) -> bool:
+        """Whether rows may be read into several sequences at once."""
+        return True
 
     def forward(self, rows: Rows[Row]) -> Tensor:
         """Read tokens.
@@ -204,22 +216,32 @@ class LeanBatch:
         """Have room for the rows, describe them to the compiled step and embed them; returns the lengths to come."""
         plan, work, table = self._model.plan, self._work, self._work.rows
         lengths: dict[Sequence, int] = {}
+        positions: list[int] = []
         for row in rows:
-            lengths[row.sequence] = lengths.get(row.sequence, row.sequence.length) + 1
+            at = lengths.get(row.sequence, row.sequence.length)
+            positions.append(at)
+            lengths[row.sequence] = at + 1
+            for sequence in row.also:
+                assert lengths.get(sequence, sequence.length) == at
+                lengths[sequence] = at + 1
         for sequence, length in lengths.items():
             sequence.reserve(length - sequence.length)
-        at, before = -1, None
-        for number, row in enumerate(rows):
-            sequence = row.sequence
-            at = at + 1 if sequence is before else sequence.length
-            before = sequence
-            cos, sin = self._model.rotation(at, sequence.long)
+        self._also = []
+        for number, (row, at) in enumerate(zip(rows, positions, strict=True)):
+            cos, sin = self._model.rotation(at, row.sequence.long)
             kind = -1 if row.local else 0 if row.decode else 1
-            table[number] = sequence.table.ctypes.data, at, cos, sin, kind, row.local
+            table[number] = row.sequence.table.ctypes.data, at, cos, sin, kind, row.local, self._others(row)
         work.fit(len(rows), max(lengths.values()))
         tokens = np.array([row.token for row in rows], np.int64)
         embed(plan.tag, plan.embedding.data_ptr(), tokens, int(work.places[Place.X]), int(plan.shape[Shape.HIDDEN]))
         return lengths
+
+    def _others(self, row: Row) -> int:
+        """Address of the table of a row's further sequences; 0 if it has none."""
+        if not row.also:
+            return 0
+        self._also.append(np.array([len(row.also), *(s.table.ctypes.data for s in row.also)], np.int64))
+        return int(self._also[-1].ctypes.data)
 
     def _run(self, snapshot: ResidentSnapshot, begin: int, end: int, joining: bool, pausing: bool) -> int:
         plan, work = self._model.plan, self._work

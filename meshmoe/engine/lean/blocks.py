@@ -13,7 +13,8 @@ Invariants:
 
 - A block is free, or used by at least one sequence, or kept: published and used by none. Kept blocks are taken, the
   longest unused first, when no free one is left.
-- Nobody writes to a published block: who wants to (after `Sequence.truncate`) gets a copy, or takes it off the list.
+- Nobody writes to a published block, or one that others use: who wants to (after `Sequence.truncate`) gets a copy, or
+  takes it off the list.
 - Memory never exceeds the budget. It is touched only where blocks are used, the most recently used first.
 
 One block: ``[layers, 2, kv_heads, 32, d]`` in the model's dtype, keys before values. Only the compute thread uses this.
@@ -111,16 +112,23 @@ class BlockPool:
 
     def own(self, block: int) -> int:
         """A block with the same content that the caller may write to, in exchange for this one."""
-        if self._digests[block] is None:
-            return block
         if self._users[block] == 1:
-            self._forget(block)
+            if self._digests[block] is not None:
+                self._forget(block)
             return block
-        copy = self.take()
-        size = self.block_bytes
-        self._memory[copy * size : (copy + 1) * size] = self._memory[block * size : (block + 1) * size]
+        copy = self.copy(block)
         self.give(block)
         return copy
+
+    def copy(self, block: int) -> int:
+        """Take a block and copy another's content to it. Raises `NoBlocksError`."""
+        copy, size = self.take(), self.block_bytes
+        self._memory[copy * size : (copy + 1) * size] = self._memory[block * size : (block + 1) * size]
+        return copy
+
+    def join(self, block: int) -> None:
+        """Use a block too that another sequence uses."""
+        self._users[block] += 1
 
     def _forget(self, block: int) -> None:
         digest = self._digests[block]
@@ -167,6 +175,27 @@ class Sequence:
         self.length = length
         while len(self._blocks) > -(-length // BLOCK_TOKENS):
             self._pool.give(self._blocks.pop())
+
+    def fork(self) -> Sequence:
+        """Another text that has been read as far as this one, and goes on otherwise; close it, too.
+
+        Full blocks are shared, one that is not full is copied. Raises `NoBlocksError`, and then has taken none.
+        """
+        fork, full = Sequence(self._pool, self.long), self.length // BLOCK_TOKENS
+        begun = [self._pool.copy(self._blocks[full])] if self.length % BLOCK_TOKENS else []
+        for block in self._blocks[:full]:
+            self._pool.join(block)
+        for at, block in enumerate(self._blocks[:full] + begun):
+            fork._blocks.append(block)
+            fork._put(at, block)
+        fork.length = self.length
+        return fork
+
+    def become(self, fork: Sequence) -> None:
+        """Have read what the fork has read; the fork is closed."""
+        self.close()
+        self.length, self._blocks, self.table = fork.length, fork._blocks, fork.table
+        fork.length, fork._blocks, fork.table = 0, [], np.zeros(8, np.int64)
 
     def close(self) -> None:
         """Give all blocks back."""

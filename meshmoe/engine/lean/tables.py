@@ -121,6 +121,8 @@ class Token(IntEnum):
     """Which of the node's counters its activations go to: a row of ``counts``, or -1."""
     LOCAL = 5
     """1 where its router may choose among the resident experts only."""
+    ALSO = 6
+    """Address of a count and so many addresses as of `BLOCKS`, of sequences that read it as well; or 0."""
 
 
 class Place(IntEnum):

@@ -6,6 +6,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from meshmoe.core.errors import ExpertUnavailableError
 from meshmoe.core.ids import ExpertId
@@ -220,3 +222,79 @@ def test_layers_that_take_long_are_divided_and_have_the_same_bits(qwen):
 def test_an_empty_pool_is_a_draft_of_the_trunk_alone(qwen):
     bench = Bench(qwen[0], ExpertPool(1 << 20))
     assert bench.read(bench.engine.sequence(), IDS[:3], local=True).isfinite().all()
+
+
+@st.composite
+def trees(draw):
+    """Parents of a tree's rows, -1 for the first's; and how much had been read before."""
+    count = draw(st.integers(1, 12))
+    return [draw(st.integers(-1, at - 1)) if at else -1 for at in range(count)], draw(st.integers(1, 70))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(trees(), st.integers(0, 2**32))
+def test_a_row_of_a_tree_has_the_bits_that_it_has_in_a_chain(qwen, tree, seed):
+    """And so has what is read behind it, when its branch is gone on with."""
+    parents, before = tree
+    bench, rng = Bench(*qwen), random.Random(seed)
+    tokens = [rng.randrange(3, 288) for _ in parents]
+    trunk = bench.engine.sequence()
+    bench.read(trunk, IDS[:before])
+    trunk.publish(IDS[:before])
+    owners, forks, going_on = [], [], {}
+    for at, parent in enumerate(parents):
+        owner = going_on.pop(parent, None)
+        if owner is None:
+            owner = trunk.fork()
+            forks.append((owner, parent))
+        owners.append(owner)
+        going_on[at] = owner
+
+    def path(at):
+        return [*path(parents[at]), at] if at >= 0 else []
+
+    rows = [
+        Row(owner, token, bench.stats, also=tuple(fork for fork, parent in forks if at in path(parent)))
+        for at, (owner, token) in enumerate(zip(owners, tokens, strict=True))
+    ]
+    logits = bench.batch.forward(rows)
+    for at in range(len(parents)):
+        chain = bench.engine.sequence()
+        bench.read(chain, IDS[:before])
+        alone = bench.read(chain, [tokens[n] for n in path(at)])
+        assert torch.equal(logits[at], alone[-1])
+        chain.close()
+    taken = rng.randrange(len(parents))
+    trunk.become(owners[taken])
+    trunk.truncate(before + len(path(taken)))
+    for fork, _ in forks:
+        fork.close()
+    again = bench.engine.sequence()
+    bench.read(again, [*IDS[:before], *(tokens[n] for n in path(taken))])
+    assert torch.equal(bench.read(trunk, IDS[300:340]), bench.read(again, IDS[300:340]))
+    trunk.close()
+    again.close()
+    assert bench.engine.blocks.used_bytes == 0
+
+
+def test_forks_do_not_write_to_each_others_blocks(qwen):
+    """A full block that two of them use, and that one then goes back into, is copied first."""
+    bench = Bench(*qwen)
+    whole = bench.read(bench.engine.sequence(), IDS[:100])
+    sequence = bench.engine.sequence()
+    bench.read(sequence, IDS[:70])
+    fork = sequence.fork()
+    sequence.truncate(40)
+    bench.read(sequence, IDS[200:260])
+    assert torch.equal(bench.read(fork, IDS[70:100]), whole[70:])
+    full = Bench(*qwen, kv_bytes=3 * bench.engine.blocks.block_bytes)
+    sequence = full.engine.sequence()
+    full.read(sequence, IDS[:70])
+    with pytest.raises(NoBlocksError):
+        sequence.fork()
+    assert full.engine.blocks.used_bytes == 3 * full.engine.blocks.block_bytes
+    full.read(sequence, IDS[70:96])
+    fork = sequence.fork()  # nothing to copy
+    fork.close()
+    sequence.close()
+    assert full.engine.blocks.used_bytes == 0
