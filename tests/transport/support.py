@@ -104,7 +104,8 @@ async def receive_all(transport: Transport, lane: Lane, count: int) -> list[list
     return [contents(await transport.receive(lane)) for _ in range(count)]
 
 
-async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait for what comes about at once where the machine has time; the limit is only so that nothing hangs."""
     with trio.fail_after(within_s):
         while not condition():
             await trio.sleep(0.005)

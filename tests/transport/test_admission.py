@@ -37,7 +37,7 @@ async def test_members_talk_on_every_lane():
             a.post(B, lane, [b"hello", bytes(5000)])
             parcel = await b.receive(lane)
             assert (parcel.sender, parcel.guest, contents(parcel)) == (A, "", [b"hello", bytes(5000)])
-            assert a.connected(B, lane)
+            await until(lambda lane=lane: a.connected(B, lane))  # told by the monitor, maybe later
 
 
 @trio_test
@@ -86,7 +86,7 @@ async def test_a_key_that_goes_out_is_out_at_once_although_its_connection_stands
             await b.receive(Lane.DATA)
             raise AssertionError("it was heard")
         assert b.bad_messages == bad + 1
-        await until(lambda: not a.connected(B, Lane.DATA), within_s=3)
+        await until(lambda: not a.connected(B, Lane.DATA))
 
 
 @trio_test
@@ -153,12 +153,12 @@ async def test_a_banned_key_is_cut_off_until_its_time_is_over():
         a.connect(B, b.endpoints)
         a.post(B, Lane.DATA, [b"1"])
         await b.receive(Lane.DATA)
-        ring.ban(KEYS[A].public.hex(), trio.current_time() + 1.0)
+        ring.ban(KEYS[A].public.hex(), trio.current_time() + 2.0)
         a.post(B, Lane.DATA, [b"2"])
         with trio.move_on_after(0.3):
             await b.receive(Lane.DATA)
             raise AssertionError("it was heard")
-        await until(lambda: a.connected(B, Lane.DATA), within_s=6)
+        await until(lambda: a.connected(B, Lane.DATA))
         a.post(B, Lane.DATA, [b"3"])
         assert contents(await b.receive(Lane.DATA)) == [b"3"]
 

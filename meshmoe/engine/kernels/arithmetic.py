@@ -10,6 +10,7 @@ from meshmoe.engine.kernels.primitives import (
     F32_TAG,
     Tag,
     fma,
+    int64,
     out_of_line,
     read,
     rounded,
@@ -64,7 +65,7 @@ def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None
         n: Width of the result.
         k: Width of the input.
     """
-    product_part(tag, w, x, y, rows, n, k, 0, n)
+    product_part(tag, w, x, y, rows, n, k, int64(0), n)
 
 
 @jit

@@ -7,14 +7,20 @@ a mesh. So the directory's name carries a digest of all kernel sources; another 
 Nothing here may use ``fastmath``: it lets the compiler reorder sums, and differently in every place that a function is
 inlined into. Sums are ordered by hand instead (see `dots`), which makes a kernel's bits the same wherever it is
 called from, for any number of rows beside a row, and on any CPU.
+
+Compiling takes most of a machine's first start. An integer literal among a call's arguments makes a version of the
+callee of its own, and so of all that it passes it on to: write ``int64(0)`` where none is wanted. And of several
+nodes of one box, one compiles: see `once_a_machine`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -40,6 +46,25 @@ def cache_directory() -> Path:
 def jit(function: Function) -> Function:
     """Compile a function at its first call, once a signature and machine; it runs without the interpreter lock."""
     return cast(Function, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+@contextmanager
+def once_a_machine(what: str) -> Iterator[None]:
+    """Compile something inside: one process does, and others that want to wait and then find it on disk.
+
+    Args:
+        what: Its name, for a file that says that it is there. Should that be wrong, several compile at once.
+    """
+    directory = Path(numba.config.CACHE_DIR)
+    done = directory / f"{what}.done"
+    with ExitStack() as stack:
+        if not done.exists():
+            with suppress(OSError):  # a directory that cannot be written to is this process's own trouble
+                lock = stack.enter_context((directory / "lock").open("wb"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        with suppress(OSError):
+            done.touch()
 
 
 def _digest() -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from meshmoe.engine.kernels import atomics
 from meshmoe.engine.kernels.arithmetic import linear_part
 from meshmoe.engine.kernels.compiling import jit
-from meshmoe.engine.kernels.primitives import Tag, address_at, kind_of, out_of_line
+from meshmoe.engine.kernels.primitives import Tag, address_at, int64, kind_of, out_of_line
 
 SHARED_MIN = 1 << 16
 """Multiplications of a product from which on it is offered: about 5 us."""
@@ -72,7 +72,7 @@ def linear(tag: Tag, desk: int, w: int, bias: int, x: int, y: int, rows: int, n:
     """
     out_of_line()
     if desk == 0 or rows * n * k < SHARED_MIN or address_at(desk, _KIND) != kind_of(tag):
-        linear_part(tag, w, bias, x, y, rows, n, k, 0, n)
+        linear_part(tag, w, bias, x, y, rows, n, k, int64(0), n)
         return
     most = min(_PIECES_A_THREAD * address_at(desk, _THREADS), rows * n * k // _PIECE_MIN)
     width = max(1, (n + most * _COLUMNS - 1) // (most * _COLUMNS)) * _COLUMNS

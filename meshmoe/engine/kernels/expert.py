@@ -15,7 +15,7 @@ from torch import Tensor
 from meshmoe.engine.kernels.arithmetic import gate
 from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.crew import desk_here, linear
-from meshmoe.engine.kernels.primitives import F32_TAG, TAGS, Tag, read, size_of, write
+from meshmoe.engine.kernels.primitives import F32_TAG, TAGS, Tag, int64, read, size_of, write
 from meshmoe.model.experts_modules import ExpertWeights
 
 
@@ -38,11 +38,11 @@ def expert_rows(
         width: Width between up and down projection.
     """
     both, gated = scratch, scratch + 8 * rows * width
-    linear(tag, desk, gate_up, 0, x, both, rows, 2 * width, hidden)
+    linear(tag, desk, gate_up, int64(0), x, both, rows, 2 * width, hidden)
     for r in range(rows):
         at = both + 8 * r * width
         gate(tag, at, at + 4 * width, gated + size_of(tag) * r * width, width)
-    linear(tag, desk, down, 0, gated, y, rows, hidden, width)
+    linear(tag, desk, down, int64(0), gated, y, rows, hidden, width)
 
 
 @jit

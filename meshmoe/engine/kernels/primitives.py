@@ -29,6 +29,9 @@ TAGS: dict[torch.dtype, Tag] = {
 
 F32_TAG = np.float32(0)
 
+int64 = cast(Callable[[int], int], np.int64)
+"""Makes a number of a literal, which would have the compiler make a version of the callee for it."""
+
 # For those who make code (`dots`): LLVM's types, and what this module's functions are made of.
 F32, _F16, _I16, I32, I64 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 

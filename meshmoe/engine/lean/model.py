@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from meshmoe.engine.cache import CacheTraits
+from meshmoe.engine.kernels.compiling import once_a_machine
 from meshmoe.engine.kernels.crew import desk_here, linear
 from meshmoe.engine.kernels.expert import expert_call
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
@@ -79,6 +80,10 @@ class LeanModel:
 
     def warm(self) -> None:
         """Compile everything for this model's dtype, or find it compiled on disk, without computing anything."""
+        with once_a_machine(f"lean-{type(self.plan.tag).__name__}"):
+            self._call_all()
+
+    def _call_all(self) -> None:
         plan, none = self.plan, np.zeros((0, len(Token)), np.int64)
         places, layer, one = np.zeros(len(Place), np.int64), np.zeros(len(Layer), np.int64), np.zeros(1, np.int64)
         table = np.zeros((1, 1, 2), np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from meshmoe.engine.kernels.arithmetic import exp, product, sigmoid
 from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.crew import linear
-from meshmoe.engine.kernels.primitives import F32_TAG, Tag, read, rounded, write
+from meshmoe.engine.kernels.primitives import F32_TAG, Tag, int64, read, rounded, write
 from meshmoe.engine.lean.attention import Floats, Ints
 from meshmoe.engine.lean.tables import Layer, Number, Place, Router, Shape, Token
 
@@ -48,7 +48,17 @@ def route(
     if shape[Shape.ROUTER] == Router.SIGMOID_GROUPS:
         product(tag, layer[Layer.ROUTER], places[Place.NORMED], logits, len(rows), count, hidden)
     else:
-        linear(tag, places[Place.DESK], layer[Layer.ROUTER], 0, places[Place.NORMED], logits, len(rows), count, hidden)
+        linear(
+            tag,
+            places[Place.DESK],
+            layer[Layer.ROUTER],
+            int64(0),
+            places[Place.NORMED],
+            logits,
+            len(rows),
+            count,
+            hidden,
+        )
     for r in range(len(rows)):
         scores, weights = logits + 4 * r * count, places[Place.WEIGHTS] + 4 * r * top_k
         if rows[r, Token.LOCAL] != 0:

@@ -19,7 +19,7 @@ from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.crew import linear
 from meshmoe.engine.kernels.dots import dot
 from meshmoe.engine.kernels.expert import expert_rows
-from meshmoe.engine.kernels.primitives import F32_TAG, Tag, increment, read, rounded, size_of, write
+from meshmoe.engine.kernels.primitives import F32_TAG, Tag, increment, int64, read, rounded, size_of, write
 from meshmoe.engine.lean.attention import Floats, Ints, attend, normalise, project, remember
 from meshmoe.engine.lean.routers import route
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
@@ -82,7 +82,16 @@ def run(
                 if missing:
                     return -1 - at
                 compute_resident(
-                    tag, shape, layer, places, experts[moe], chosen[moe], sorting, len(rows), 0, layer[Layer.EXPERTS]
+                    tag,
+                    shape,
+                    layer,
+                    places,
+                    experts[moe],
+                    chosen[moe],
+                    sorting,
+                    len(rows),
+                    int64(0),
+                    layer[Layer.EXPERTS],
                 )
         joining = False
         _join(tag, shape, layer, places, len(rows))
@@ -223,10 +232,12 @@ def _dense(tag: Tag, hidden: int, layer: Ints, places: Ints, rows: int) -> None:
     width, gates = layer[Layer.DENSE_WIDTH], places[Place.INNER]
     ups = gates + 4 * rows * width
     gated = ups + 4 * rows * width
-    linear(tag, places[Place.DESK], layer[Layer.DENSE_GATE], 0, places[Place.NORMED], gates, rows, width, hidden)
-    linear(tag, places[Place.DESK], layer[Layer.DENSE_UP], 0, places[Place.NORMED], ups, rows, width, hidden)
+    linear(tag, places[Place.DESK], layer[Layer.DENSE_GATE], int64(0), places[Place.NORMED], gates, rows, width, hidden)
+    linear(tag, places[Place.DESK], layer[Layer.DENSE_UP], int64(0), places[Place.NORMED], ups, rows, width, hidden)
     gate(tag, gates, ups, gated, rows * width)
-    linear(tag, places[Place.DESK], layer[Layer.DENSE_DOWN], 0, gated, places[Place.COMPUTED], rows, hidden, width)
+    linear(
+        tag, places[Place.DESK], layer[Layer.DENSE_DOWN], int64(0), gated, places[Place.COMPUTED], rows, hidden, width
+    )
 
 
 @jit

@@ -8,29 +8,43 @@ from pathlib import Path
 from meshmoe.engine.kernels import compiling
 
 SCRIPT = """
+import sys
 import numba, torch
 from meshmoe.engine.kernels import expert
+from meshmoe.engine.kernels.compiling import once_a_machine
 w = {"gate_up_proj": torch.ones(2, 16), "down_proj": torch.ones(16, 1)}
-expert.compute_rows(w, torch.ones(1, 16))
+print("here", flush=True)
+sys.stdin.readline()
+with once_a_machine("experts"):
+    expert.compute_rows(w, torch.ones(1, 16))
 print(sum(expert.expert_call.stats.cache_hits.values()))
 print(numba.config.CACHE_DIR)
 """
 
 
-def run(cache):
+def run(cache, processes):
+    """Let so many compile at the same time; returns what each found on disk, and where that is."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     environment.pop("NUMBA_CACHE_DIR", None)
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
-    hits, directory = done.stdout.splitlines()
-    return int(hits), Path(directory)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    started = [subprocess.Popen([sys.executable, "-c", SCRIPT], **pipes) for _ in range(processes)]
+    assert [process.stdout.readline() for process in started] == ["here\n"] * processes
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ends = [process.communicate() for process in started]
+    assert not any(process.returncode for process in started)
+    lines = [out.splitlines() for out, _ in ends]
+    assert len({directory for _, directory in lines}) == 1
+    return sorted(int(hits) for hits, _ in lines), Path(lines[0][1])
 
 
-def test_the_second_start_compiles_nothing(tmp_path):
-    hits, directory = run(tmp_path)
-    assert hits == 0
+def test_one_of_several_compiles_and_the_second_start_compiles_nothing(tmp_path):
+    hits, directory = run(tmp_path, 2)
+    assert hits == [0, 1], "one has waited for the other"
     assert directory.parent == tmp_path / "meshmoe" / "kernels"
     assert any(directory.rglob("*.nbc"))
-    assert run(tmp_path) == (1, directory)
+    assert run(tmp_path, 1) == ([1], directory)
 
 
 def test_another_version_has_another_directory(tmp_path, monkeypatch):
