@@ -117,14 +117,16 @@ def _choose(firsts: Ints, options: Ints, limit_one: int, limit_two: int, reach: 
     """The knapsack: rows of ``options`` (minus the price, change at one, change at two) to take, one a layer at most.
 
     Cells are the changes of bytes so far, each from ``-reach`` to ``reach``; only those in reach are looked at.
+    What was taken is found on the way back: the first option of each layer that leads to its cell.
     """
     side, none = 2 * reach + 1, np.int64(-(1 << 62))
-    best = np.full((side, side), none)
-    best[reach, reach] = 0
+    tables = np.empty((len(firsts), side, side), np.int64)
+    tables[0] = none
+    tables[0, reach, reach] = 0
     low_one = high_one = low_two = high_two = reach
-    picks = np.full((len(firsts) - 1, side, side), np.int32(-1))
     for layer in range(len(firsts) - 1):
-        table, pick = best.copy(), picks[layer]
+        best, table = tables[layer], tables[layer + 1]
+        table[:] = best
         to = np.array([low_one, high_one, low_two, high_two])
         for option in range(firsts[layer], firsts[layer + 1]):
             loss, one, two = options[option, 0], options[option, 1], options[option, 2]
@@ -134,17 +136,15 @@ def _choose(firsts: Ints, options: Ints, limit_one: int, limit_two: int, reach: 
                     break
                 # As slices, so that the loop below is one over neighbours in memory: three times as fast.
                 now, then = best[i, first:last], table[i + one, first + two : last + two]
-                picked = pick[i + one, first + two : last + two]
                 for j in range(last - first):
-                    better = (now[j] > none) & (now[j] - loss > then[j])
-                    then[j] = now[j] - loss if better else then[j]
-                    picked[j] = option if better else picked[j]
+                    gain = now[j] - loss if now[j] > none else none
+                    then[j] = gain if gain > then[j] else then[j]
             to[0] = min(to[0], max(0, low_one + one))
             to[1] = max(to[1], min(side - 1, high_one + one))
             to[2] = min(to[2], max(0, low_two + two))
             to[3] = max(to[3], min(side - 1, high_two + two))
-        best = table
         low_one, high_one, low_two, high_two = to[0], to[1], to[2], to[3]
+    best = tables[len(firsts) - 1]
     at_one, at_two = reach, reach
     most = np.int64(0)
     for i in range(low_one, min(high_one, limit_one + reach) + 1):
@@ -154,10 +154,15 @@ def _choose(firsts: Ints, options: Ints, limit_one: int, limit_two: int, reach: 
     chosen, count = np.empty(len(firsts) - 1, np.int64), 0
     if most > 0:
         for layer in range(len(firsts) - 2, -1, -1):
-            option = picks[layer, at_one, at_two]
-            if option >= 0:
-                chosen[count] = option
-                count += 1
-                at_one -= options[option, 1]
-                at_two -= options[option, 2]
+            before, found = tables[layer], tables[layer + 1, at_one, at_two]
+            if before[at_one, at_two] == found:
+                continue
+            for option in range(firsts[layer], firsts[layer + 1]):
+                i, j = at_one - options[option, 1], at_two - options[option, 2]
+                inside = 0 <= i < side and 0 <= j < side
+                if inside and before[i, j] > none and before[i, j] - options[option, 0] == found:
+                    chosen[count] = option
+                    count += 1
+                    at_one, at_two = i, j
+                    break
     return chosen[:count]

@@ -41,7 +41,9 @@ def others_pay(
     """
     total: Floats = np.zeros(len(layers))
     (adds, drops), (gets, gives) = marks
-    touched = adds | drops | gets | gives
+    lot, changed = np.nonzero(adds | drops | gets | gives)
+    first_change = np.searchsorted(lot, np.arange(len(layers) + 1))
+    first_holder, holder = _who_holds(outlook.holders)
     for node, table in known.items():
         if node in ends:
             continue
@@ -54,13 +56,18 @@ def others_pay(
             table.rows,
             table.local_s,
             table.rates,
+            table.first_use,
+            table.uses,
             layers,
             adds,
             drops,
             gets,
             gives,
-            touched,
+            first_change,
+            changed,
             outlook.holders,
+            first_holder,
+            holder,
             np.array([node, *ends]),
             time_s,
             time_s - wire_s,
@@ -71,6 +78,27 @@ def others_pay(
 
 
 @compiled
+def _who_holds(holders: Mask) -> tuple[Ints, Ints]:
+    """The holders of each place, one place after the other, and where each one's begin."""
+    nodes, layers, experts = holders.shape
+    first = np.zeros(layers * experts + 1, np.int64)
+    for node in range(nodes):
+        for layer in range(layers):
+            for e in range(experts):
+                first[layer * experts + e + 1] += holders[node, layer, e]
+    for place in range(layers * experts):
+        first[place + 1] += first[place]
+    who, filled = np.empty(first[-1], np.int64), first.copy()
+    for node in range(nodes):
+        for layer in range(layers):
+            for e in range(experts):
+                if holders[node, layer, e]:
+                    who[filled[layer * experts + e]] = node
+                    filled[layer * experts + e] += 1
+    return first, who
+
+
+@compiled
 def _pay(
     first_step: Ints,
     first_slot: Ints,
@@ -78,13 +106,18 @@ def _pay(
     rows: Floats,
     local_s: Floats,
     rates: Floats,
+    first_use: Ints,
+    uses: Ints,
     layers: Ints,
     adds: Mask,
     drops: Mask,
     gets: Mask,
     gives: Mask,
-    touched: Mask,
+    first_change: Ints,
+    changed: Ints,
     holders: Mask,
+    first_holder: Ints,
+    holder: Ints,
     who: Ints,
     time_s: Floats,
     call_s: Floats,
@@ -93,81 +126,90 @@ def _pay(
 ) -> Floats:
     """What one node pays more with each lot; times are its own, by holder.
 
+    Only steps that call an expert which the lot makes nearer or farther are looked at again.
+
     Args:
-        first_step, first_slot, expert, rows, local_s, rates: Its `Table`.
-        layers: Of each lot.
+        first_step, first_slot, expert, rows, local_s, rates, first_use, uses: Its `Table`.
+        layers: Of each lot; lots of a layer stand together, or it takes longer.
         adds, drops, gets, gives: ``[lots, experts]``, what one and two add and drop.
-        touched: Any of these.
+        first_change, changed: Experts that any of these names, lot by lot, and where each lot's begin.
         holders: ``[nodes, layers, experts]``.
+        first_holder, holder: The same by place (`_who_holds`).
         who: The node, one, and two.
         time_s, call_s, wire_s, row_s: Until a row is back; without the bytes' time; that; of each further row.
     """
     node, one, two = who
     far = time_s.argmax()
     experts = holders.shape[2]
-    rest, now, then = np.empty(experts, np.int64), np.empty(experts, np.int64), np.empty(experts, np.int64)
-    called = np.zeros(experts, np.bool_)
+    rest, now, at = np.empty(experts, np.int64), np.empty(experts, np.int64), np.empty(experts, np.int64)
+    moved = np.empty(experts, np.int64)
+    costs, seen = np.zeros(len(rates)), np.full(len(rates), -1)
     pay = np.zeros(len(layers))
-    prepared, cost_now = -1, 0.0
+    prepared = -1
+
+    def step_cost(step: int) -> float:
+        """With each expert at its place in ``at``; the node's own are at the node."""
+        compute, wait, wire = 0.0, 0.0, 0.0
+        for slot in range(first_slot[step], first_slot[step + 1]):
+            place = at[expert[slot]]
+            if place == node:
+                compute += local_s[slot]
+                continue
+            wire += rows[slot] * wire_s[place]
+            wait = max(wait, call_s[place] + (rows[slot] - 1) * row_s[place])
+        cost: float = rates[step] * (max(compute, wait) + wire)
+        return cost
+
     for lot in range(len(layers)):
         layer = layers[lot]
         first, last = first_step[layer], first_step[layer + 1]
         if first == last:
             continue
-        fresh = layer != prepared
-        if fresh:
+        if layer != prepared:
             prepared = layer
-            called[:] = False
-            for slot in range(first_slot[first], first_slot[last]):
-                called[expert[slot]] = not holders[node, layer, expert[slot]]
             for e in range(experts):
+                if holders[node, layer, e]:
+                    now[e] = node
+                    continue
                 rest[e] = -1
-                for other in range(len(holders)):
-                    held = called[e] and other not in (node, one, two) and holders[other, layer, e]
-                    if held and (rest[e] < 0 or time_s[other] < time_s[rest[e]]):
+                for number in range(first_holder[layer * experts + e], first_holder[layer * experts + e + 1]):
+                    other = holder[number]
+                    if other not in (one, two) and (rest[e] < 0 or time_s[other] < time_s[rest[e]]):
                         rest[e] = other
-        differs = False
-        for e in range(experts):
-            if not called[e]:
-                continue
-            if fresh:
                 now[e] = rest[e]
                 if holders[one, layer, e] and (now[e] < 0 or time_s[one] < time_s[now[e]]):
                     now[e] = one
                 if holders[two, layer, e] and (now[e] < 0 or time_s[two] < time_s[now[e]]):
                     now[e] = two
                 now[e] = far if now[e] < 0 else now[e]
-            then[e] = now[e]
-            if not touched[lot, e]:
-                continue
-            then[e] = rest[e]
-            held = (holders[one, layer, e] or adds[lot, e]) and not drops[lot, e]
-            if held and (then[e] < 0 or time_s[one] < time_s[then[e]]):
-                then[e] = one
-            held = (holders[two, layer, e] or gets[lot, e]) and not gives[lot, e]
-            if held and (then[e] < 0 or time_s[two] < time_s[then[e]]):
-                then[e] = two
-            then[e] = far if then[e] < 0 else then[e]
-            differs |= time_s[then[e]] != time_s[now[e]]
-        if not differs and not fresh:
-            continue
-        cost = 0.0
-        for turn in range(2 if fresh else 1):
-            cost = 0.0
+            at[:] = now
             for step in range(first, last):
-                compute, wait, wire = 0.0, 0.0, 0.0
-                for slot in range(first_slot[step], first_slot[step + 1]):
-                    e = expert[slot]
-                    if not called[e]:
-                        compute += local_s[slot]
-                        continue
-                    at = now[e] if fresh and turn == 0 else then[e]
-                    wire += rows[slot] * wire_s[at]
-                    wait = max(wait, call_s[at] + (rows[slot] - 1) * row_s[at])
-                cost += rates[step] * (max(compute, wait) + wire)
-            if fresh and turn == 0:
-                cost_now = cost
-        pay[lot] = cost - cost_now if differs else 0.0
+                costs[step] = step_cost(step)
+        count = 0
+        for number in range(first_change[lot], first_change[lot + 1]):
+            e = changed[number]
+            if now[e] == node:
+                continue
+            then = rest[e]
+            held = (holders[one, layer, e] or adds[lot, e]) and not drops[lot, e]
+            if held and (then < 0 or time_s[one] < time_s[then]):
+                then = one
+            held = (holders[two, layer, e] or gets[lot, e]) and not gives[lot, e]
+            if held and (then < 0 or time_s[two] < time_s[then]):
+                then = two
+            then = far if then < 0 else then
+            if time_s[then] != time_s[now[e]]:
+                at[e] = then
+                moved[count] = e
+                count += 1
+        for number in range(count):
+            place = layer * experts + moved[number]
+            for use in range(first_use[place], first_use[place + 1]):
+                if seen[uses[use]] != lot:
+                    seen[uses[use]] = lot
+                    pay[lot] += step_cost(uses[use]) - costs[uses[use]]
+        for number in range(count):
+            at[moved[number]] = now[moved[number]]
     return pay
 
 

@@ -85,6 +85,7 @@ def best_division(seats: tuple[Seat, Seat], shape: ModelShape, must: Mask, turns
     uses = np.concatenate([tables[0].uses, tables[1].uses + steps])
     wide = np.diff(first_slot) > WIDE
     narrow = ~wide[uses]
+    use_slot = np.concatenate([tables[0].use_slot, tables[1].use_slot + slots])[narrow]
     first_use, uses = np.concatenate([np.zeros(1, np.int64), np.cumsum(narrow)])[first_use], uses[narrow]
     local_s, rates = (np.concatenate([getattr(table, name) for table in tables]) for name in ("local_s", "rates"))
     remote_s, wire_s = (np.concatenate([one[i] for one in aways]) for i in range(2))
@@ -102,6 +103,7 @@ def best_division(seats: tuple[Seat, Seat], shape: ModelShape, must: Mask, turns
         rates,
         first_use,
         uses,
+        use_slot,
         held,
         extra,
         np.tile(sizes.ravel(), 2),
@@ -144,6 +146,7 @@ def _search(
     rates: Floats,
     first_use: Ints,
     uses: Ints,
+    use_slot: Ints,
     start: Mask,
     extra: Floats,
     sizes: Ints,
@@ -174,8 +177,13 @@ def _search(
     losses = np.zeros(2 * half)
     computes, waits = np.zeros(len(rates)), np.zeros(len(rates))
     kept = np.zeros(2 * layers, np.bool_)
-    lightest = np.full(2 * layers, -1)
+    lightest, least_of = np.full(2 * layers, -1), np.full(2 * layers, np.inf)
     stale = np.ones(2 * layers, np.bool_)
+    members, place_of, count = (
+        np.empty(2 * half, np.int64),
+        np.empty(2 * half, np.int64),
+        np.zeros(2 * layers, np.int64),
+    )
     left = room.copy()
     cost = np.zeros(1)
     log, flips = np.empty(16 * half + 16, np.int64), np.zeros(1, np.int64)
@@ -194,40 +202,62 @@ def _search(
         comes = not held[one]
         cost[0] += -extra[one] if comes else extra[one]
         for use in range(first_use[one], first_use[one + 1]):
-            step = uses[use]
-            begin, end, rate = first_slot[step], first_slot[step + 1], rates[step]
+            step, mine, rate = uses[use], use_slot[use], rates[uses[use]]
+            begin, end = first_slot[step], first_slot[step + 1]
             compute, wait = computes[step], waits[step]
             before = max(compute, wait)
-            compute_then, wait_then, wire = 0.0, 0.0, 0.0
-            for slot in range(begin, end):
-                here = held[item[slot]]
-                if here:
-                    without = max(compute - local_s[slot], max(wait, remote_s[slot]))
-                    losses[item[slot]] -= rate * (without - before + wire_s[slot])
-                if item[slot] == one:
-                    wire += wire_s[slot]
-                    here = comes
-                if here:
-                    compute_then += local_s[slot]
-                elif remote_s[slot] > wait_then:
-                    wait_then = remote_s[slot]
+            compute_then = max(0.0, compute + local_s[mine]) if comes else max(0.0, compute - local_s[mine])
+            wait_then = wait
+            if not comes:
+                wait_then = max(wait, remote_s[mine])
+            elif remote_s[mine] >= wait:
+                wait_then = 0.0
+                for slot in range(begin, end):
+                    if slot != mine and not held[item[slot]] and remote_s[slot] > wait_then:
+                        wait_then = remote_s[slot]
             after = max(compute_then, wait_then)
-            cost[0] += rate * (after - before + (-wire if comes else wire))
+            cost[0] += rate * (after - before + (-wire_s[mine] if comes else wire_s[mine]))
             computes[step], waits[step] = compute_then, wait_then
-            for slot in range(begin, end):
-                other = item[slot]
-                if (other == one and comes) or (other != one and held[other]):
-                    without = max(compute_then - local_s[slot], max(wait_then, remote_s[slot]))
-                    losses[other] += rate * (without - after + wire_s[slot])
+            # Where it waits as long as before, and longer than it is busy at home, others are worth what they were.
+            if wait_then != wait or compute > wait or compute_then > wait:
+                for slot in range(begin, end):
+                    if slot != mine and held[item[slot]]:
+                        without = max(compute - local_s[slot], max(wait, remote_s[slot]))
+                        without_then = max(compute_then - local_s[slot], max(wait_then, remote_s[slot]))
+                        losses[item[slot]] += rate * (without_then - after - without + before)
+            if comes:
+                without_then = max(compute_then - local_s[mine], max(wait_then, remote_s[mine]))
+                losses[one] += rate * (without_then - after + wire_s[mine])
         log[flips[0]] = one
         flips[0] += 1
         held[one] = comes
-        if not comes:
+        block = one // experts
+        if comes:
+            place_of[one] = block * experts + count[block]
+            members[place_of[one]] = one
+            count[block] += 1
+        else:
             losses[one] = 0.0
-        end = one // half
-        left[end] += -sizes[one] if comes else sizes[one]
-        stale[one // experts] = True
-        stale[(one // experts + layers) % (2 * layers)] = True
+            count[block] -= 1
+            last = members[block * experts + count[block]]
+            members[place_of[one]], place_of[last] = last, place_of[one]
+        left[block // layers] += -sizes[one] if comes else sizes[one]
+        stale[block] = True
+        mirror = (block + layers) % (2 * layers)
+        if comes or lightest[mirror] == (one + half) % (2 * half):
+            stale[mirror] = True  # else what is missed least there may go as before
+
+    def lighten(block: int) -> None:
+        """Find what of an end's layer is missed least, of what may go."""
+        lightest[block], light = -1, np.inf
+        for place in range(block * experts, block * experts + count[block]):
+            one = members[place]
+            loss = losses[one] + extra[one]
+            better = loss < light or (loss == light and one < lightest[block])
+            if better and (not must[one] or held[(one + half) % (2 * half)]):
+                lightest[block], light = one, loss
+        least_of[block] = light / sizes[lightest[block]] if lightest[block] >= 0 else np.inf
+        stale[block] = False
 
     for one in range(2 * half):
         if start[one]:
@@ -253,24 +283,18 @@ def _search(
                         flip(one)
         patience = 4 * experts
         while left[0] < 0 or left[1] < 0:
-            gone, least = -1, np.inf
+            gone, block_of, least = -1, -1, np.inf
             for force in range(2):
-                for block in range(2 * layers):
-                    end = block // layers
-                    if left[end] >= 0 or (kept[block] and force == 0):
+                for end in range(2):
+                    if left[end] >= 0:
                         continue
-                    if stale[block]:
-                        lightest[block] = -1
-                        light = np.inf
-                        for one in range(block * experts, (block + 1) * experts):
-                            free = held[one] and (not must[one] or held[(one + half) % (2 * half)])
-                            if free and losses[one] + extra[one] < light:
-                                lightest[block], light = one, losses[one] + extra[one]
-                        stale[block] = False
-                    one = lightest[block]
-                    if one >= 0 and (losses[one] + extra[one]) / sizes[one] < least:
-                        gone, least = one, (losses[one] + extra[one]) / sizes[one]
-                if gone >= 0:
+                    for block in range(end * layers, (end + 1) * layers):
+                        if stale[block]:
+                            lighten(block)
+                        if least_of[block] < least and (force == 1 or not kept[block]):
+                            block_of, least = block, least_of[block]
+                if block_of >= 0:
+                    gone = lightest[block_of]
                     break
             if gone >= 0:
                 flip(gone)

@@ -74,15 +74,12 @@ class Outlook:
             node: Who calls.
             partner: Counted as a holder of everything that the node owns: where it would find what it gives away.
         """
-        others = self.holders.copy()
-        others[node] = False
-        if partner is not None:
-            others[partner] |= self.owned(node)
+        far = self.time_s[node].argmax()
+        given = self.owner == node if partner is not None else np.zeros(self.owner.shape, bool)
         nearest = np.argsort(self.time_s[node], kind="stable")
-        best = nearest[others[nearest].argmax(axis=0)]
-        wire_s = 2 * self.shape.row_bytes * self.byte_s[node]
         # Without a known holder it is being passed on, or custody's to repair: no reason to rush. It counts as far.
-        best = np.where(others.any(axis=0), best, self.time_s[node].argmax())
+        best = _nearest(self.holders, nearest[nearest != node], given, -1 if partner is None else partner, far)
+        wire_s = 2 * self.shape.row_bytes * self.byte_s[node]
         return Branches((self.time_s[node] - wire_s)[best], self.byte_s[node][best], self.row_s[best])
 
     def regret(self, node: int, asked: Mask | None = None) -> Floats:
@@ -111,6 +108,22 @@ class Outlook:
         places = np.flatnonzero(holders[source])
         total[places] = _others_lose(self.time_s, holders, demand, places, source, target, asked)
         return total.reshape(self.owner.shape)
+
+
+@compiled
+def _nearest(holders: Mask, order: Ints, given: Mask, partner: int, nobody: int) -> Ints:
+    """The first of ``order`` that holds each expert; ``partner`` counts as a holder of what is ``given``."""
+    layers, experts = given.shape
+    best = np.empty((layers, experts), np.int64)
+    for layer in range(layers):
+        for e in range(experts):
+            found = nobody
+            for node in order:
+                if holders[node, layer, e] or (node == partner and given[layer, e]):
+                    found = node
+                    break
+            best[layer, e] = found
+    return best
 
 
 @compiled
@@ -167,7 +180,17 @@ class Side:
 
     def propose(self) -> list[Lot]:
         """Lots of all layers, of the proposer, which is *one*."""
-        return [lot for layer in range(self.outlook.shape.layers) for lot in self._lots(layer)]
+        outlook, layers = self.outlook, range(self.outlook.shape.layers)
+        mine = outlook.holders[self.me]
+        wanted = self.pricer.orders(outlook.shape.exists, mine)
+        unwanted = self.pricer.orders(mine, np.zeros_like(mine))
+        calm = np.argsort(outlook.demand[self.other], axis=1, kind="stable")
+        keen = np.argsort(-outlook.demand[self.other], axis=1, kind="stable")
+        return [
+            lot
+            for layer in layers
+            for lot in self._lots(layer, wanted[layer][::-1], unwanted[layer], calm[layer], keen[layer])
+        ]
 
     def division(self, table: Table, partner: Table, room_bytes: tuple[int, int]) -> list[Lot]:
         """The lots, one a layer, that lead to the best division between the two that a search found.
@@ -210,11 +233,14 @@ class Side:
 
     def own_lots(self) -> list[Lot]:
         """Lots that concern only the copies of the partner, which is *two*."""
+        outlook = self.outlook
+        held, exists = outlook.holders[self.me], outlook.shape.exists
+        wanted = self.pricer.orders(exists, held)
+        unwanted = self.pricer.orders(held, held & outlook.owned(self.me))
         lots = []
-        for layer in range(self.outlook.shape.layers):
-            adds, drops = self._copies(layer)
-            lots += [Lot(layer, two_adds=experts) for experts in adds]
-            lots += [Lot(layer, two_drops=experts) for experts in drops]
+        for layer in range(outlook.shape.layers):
+            lots += [Lot(layer, two_adds=experts) for experts in _prefixes(wanted[layer][::-1])]
+            lots += [Lot(layer, two_drops=experts) for experts in _prefixes(unwanted[layer])]
         return lots
 
     def prices(
@@ -250,10 +276,9 @@ class Side:
             (outlook.regret(self.me, asked), drops & ~given),
         ):
             gains -= (regret[layers] * gone).sum(axis=1)
-        for layer in np.unique(layers):
-            of = np.flatnonzero(layers == layer)
-            now = outlook.holders[self.me, layer]
-            gains[of] += self.pricer.cost(layer, now) - self.pricer.cost(layer, (now | adds[of]) & ~drops[of])
+        now = outlook.holders[self.me]
+        gains += self.pricer.cost(np.arange(len(now)), now)[layers]
+        gains -= self.pricer.cost(layers, (now[layers] | adds) & ~drops)
         speaks_for = {node: table for node, table in known.items() if node not in counted}
         if speaks_for:
             marks = (adds, drops), marks_of(lots, outlook.shape.experts, proposer=not proposer)
@@ -263,87 +288,64 @@ class Side:
 
     # -- which lots ------------------------------------------------------------
 
-    def _copies(self, layer: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        """Sets of copies that this end might make, and drop."""
-        outlook = self.outlook
-        held, exists = outlook.holders[self.me, layer], outlook.shape.exists[layer]
-        wanted = self.pricer.eliminate(layer, exists, held)[0][::-1]
-        unwanted = self.pricer.eliminate(layer, held, held & (outlook.owner[layer] == self.me))[0]
-        return list(_prefixes(wanted)), list(_prefixes(unwanted))
+    def _lots(self, layer: int, wanted: Ints, unwanted: Ints, calm: Ints, keen: Ints) -> Iterator[Lot]:
+        """Of one layer.
 
-    def _lots(self, layer: int) -> Iterator[Lot]:
-        outlook = self.outlook
-        exists, owner = outlook.shape.exists[layer], outlook.owner[layer]
-        mine, theirs = outlook.holders[self.me, layer], outlook.holders[self.other, layer]
+        Args:
+            layer: Which one.
+            wanted: What this end lacks, most wanted first.
+            unwanted: What it holds, least missed first.
+            calm, keen: All experts, those that the other end calls least first, and most first.
+        """
+        owner = self.outlook.owner[layer]
+        mine, theirs = self.outlook.holders[self.me, layer], self.outlook.holders[self.other, layer]
         i_own, they_own = owner == self.me, owner == self.other
-        wanted = self.pricer.eliminate(layer, exists, mine)[0][::-1]
-        unwanted = self.pricer.eliminate(layer, mine, np.zeros_like(mine))[0]
         for adds in _prefixes(wanted):
             yield Lot(layer, one_adds=adds)
         for drops in _prefixes(unwanted[~i_own[unwanted]]):
             yield Lot(layer, one_drops=drops)
-        takes = self._take_orders(layer, wanted)
-        gives = self._give_orders(layer, unwanted)
-        seen: set[Lot] = set()
-        for taken in {s for order in takes for s in _prefixes(order)}:
-            for lot in self._pass(layer, taken, (), mine, theirs):
-                seen.add(lot)
-        for given in {s for order in gives for s in _prefixes(order)}:
-            for lot in self._pass(layer, (), given, mine, theirs):
-                seen.add(lot)
-        for order_in in takes:
-            for order_out in gives:
-                for count in SIZES:
-                    if count > min(len(order_in), len(order_out)):
+        can_take, can_give = they_own & ~mine, i_own & ~theirs
+        takes = [_by_size(order[can_take[order]]) for order in (wanted, calm)]
+        gives = [_by_size(order[can_give[order]]) for order in (unwanted, keen)]
+        # Whoever gives ownership drops the expert, or keeps a copy.
+        seen: set[tuple[tuple[int, ...], ...]] = set()
+        for sets in takes:
+            for taken in sets.values():
+                seen.add((taken, (), taken, (), (), taken))
+                seen.add((taken, (), taken, (), (), ()))
+        for sets in gives:
+            for given in sets.values():
+                seen.add(((), given, (), given, given, ()))
+                seen.add(((), given, (), (), given, ()))
+        for sets_in in takes:
+            for sets_out in gives:
+                for size in SIZES:
+                    if size not in sets_in or size not in sets_out:
                         break
-                    seen.update(self._pass(layer, _sorted(order_in[:count]), _sorted(order_out[:count]), mine, theirs))
+                    taken, given = sets_in[size], sets_out[size]
+                    seen.add((taken, given, taken, given, given, taken))
         # What both hold: ownership may pass to the other end, which frees one of them of the duty to hold it.
         shared = mine & theirs
         for drops in _prefixes(unwanted[(shared & i_own)[unwanted]]):
-            seen.add(Lot(layer, to_two=drops, one_drops=drops))
-        calm = np.argsort(outlook.demand[self.other, layer], kind="stable")
+            seen.add(((), drops, (), drops, (), ()))
         for drops in _prefixes(calm[(shared & they_own)[calm]]):
-            seen.add(Lot(layer, to_one=drops, two_drops=drops))
-        yield from sorted(seen, key=_order)
-
-    def _take_orders(self, layer: int, wanted: Ints) -> list[Ints]:
-        """What the other owns and this end lacks: most wanted first; least missed there first."""
-        can = self.outlook.owner[layer] == self.other
-        can &= ~self.outlook.holders[self.me, layer]
-        calm = np.argsort(self.outlook.demand[self.other, layer], kind="stable")
-        return [wanted[can[wanted]], calm[can[calm]]]
-
-    def _give_orders(self, layer: int, unwanted: Ints) -> list[Ints]:
-        """What this end owns and the other lacks: least missed here first; most called there first."""
-        can = self.outlook.owner[layer] == self.me
-        can &= ~self.outlook.holders[self.other, layer]
-        keen = np.argsort(-self.outlook.demand[self.other, layer], kind="stable")
-        return [unwanted[can[unwanted]], keen[can[keen]]]
-
-    def _pass(
-        self, layer: int, taken: tuple[int, ...], given: tuple[int, ...], mine: Mask, theirs: Mask
-    ) -> Iterator[Lot]:
-        """Ownership that passes; whoever gave it drops the expert, or keeps a copy."""
-        adds, gets = tuple(e for e in taken if not mine[e]), tuple(e for e in given if not theirs[e])
-        yield Lot(layer, taken, given, adds, given, gets, taken)
-        if taken and not given:
-            yield Lot(layer, taken, one_adds=adds)
-        if given and not taken:
-            yield Lot(layer, to_two=given, two_adds=gets)
+            seen.add((drops, (), (), (), (), drops))
+        for lot in sorted(seen):
+            yield Lot(layer, *lot)
 
 
-def _prefixes(order: Ints) -> Iterator[tuple[int, ...]]:
+def _prefixes(order: Ints) -> Iterable[tuple[int, ...]]:
     """The first one, two ... of an order, and all of it; each ascending."""
-    for count in sorted({*(size for size in SIZES if size < len(order)), len(order)} - {0}):
-        yield _sorted(order[:count])
+    return _by_size(order).values()
 
 
-def _sorted(experts: Iterable[int]) -> tuple[int, ...]:
-    return tuple(sorted(int(e) for e in experts))
-
-
-def _order(lot: Lot) -> tuple[tuple[int, ...], ...]:
-    return (lot.to_one, lot.to_two, lot.one_adds, lot.one_drops, lot.two_adds, lot.two_drops)
+def _by_size(order: Ints) -> dict[int, tuple[int, ...]]:
+    """The same by how many they are."""
+    experts: list[int] = order.tolist()
+    sets = {size: tuple(sorted(experts[:size])) for size in SIZES if size < len(experts)}
+    if experts:
+        sets[len(experts)] = tuple(sorted(experts))
+    return sets
 
 
 def apply(lots: Sequence[Lot], one: int, two: int, holders: Holders, owner: Ints) -> None:

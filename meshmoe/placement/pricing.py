@@ -11,6 +11,7 @@ blind: the first expert of an empty layer saves no round at all.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,17 +35,30 @@ class Pricer:
         """
         self.shape, self._table = shape, table
         remote_s, wire_s = away(table, shape.row_bytes, branch)
-        self._slots = (table.first_slot, table.expert, table.local_s, remote_s, wire_s, table.rates)
+        self._slots = (
+            table.first_step,
+            table.first_slot,
+            table.expert,
+            table.local_s,
+            remote_s,
+            wire_s,
+            table.rates,
+        )
 
-    def cost(self, layer: int, held: Mask) -> Floats:
-        """Seconds a second that a layer costs with these sets: ``[...]`` for ``held`` ``[..., experts]``."""
-        first, last = self._table.first_step[layer : layer + 2]
-        prices: Floats = price_sets(first, last, *self._slots, np.atleast_2d(held).reshape(-1, held.shape[-1]))
+    def cost(self, layers: int | Ints, held: Mask) -> Floats:
+        """Seconds a second that layers cost with these sets: ``[...]`` for ``held`` ``[..., experts]``.
+
+        Args:
+            layers: Of each set, or of all.
+            held: The sets.
+        """
+        which = np.ascontiguousarray(np.broadcast_to(layers, held.shape[:-1]), np.int64).reshape(-1)
+        prices: Floats = price_sets(*self._slots, which, np.ascontiguousarray(held).reshape(-1, held.shape[-1]))
         return prices.reshape(held.shape[:-1])
 
     def total(self, held: Mask) -> float:
         """Seconds a second of all layers with these sets: ``[layers, experts]``."""
-        return sum(float(self.cost(layer, held[layer])) for layer in range(self.shape.layers))
+        return float(self.cost(np.arange(self.shape.layers), held).sum())
 
     def eliminate(self, layer: int, start: Mask, keep: Mask) -> tuple[Ints, Floats]:
         """Remove experts from ``start``, least loss first, until ``keep`` is left.
@@ -57,11 +71,29 @@ class Pricer:
         Returns:
             The experts in the order of removal, and the layer's cost before each removal and after the last.
         """
-        table, experts = self._table, self.shape.experts
-        first, last = table.first_step[layer : layer + 2]
-        first_use = table.first_use[layer * experts : (layer + 1) * experts + 1]
-        order, rises = eliminate(first, last, *self._slots, first_use, table.uses, start.copy(), start & ~keep)
+        ((order, rises),) = self._eliminate(np.array([layer]), start[None], keep[None])
         return order, float(self.cost(layer, start)) + np.concatenate([[0.0], np.cumsum(rises)])
+
+    def orders(self, start: Mask, keep: Mask) -> list[Ints]:
+        """The order of `eliminate` for every layer, of ``[layers, experts]``."""
+        return [order for order, _ in self._eliminate(np.arange(self.shape.layers), start, keep)]
+
+    def families(self, keep: Mask) -> list[Family]:
+        """Nested sets of every layer: ``keep``, and up to all there is."""
+        start, layers = self.shape.exists, np.arange(self.shape.layers)
+        return [
+            Family(order[::-1], (first + np.concatenate([[0.0], np.cumsum(rises)]))[::-1])
+            for (order, rises), first in zip(
+                self._eliminate(layers, start, keep), self.cost(layers, start).tolist(), strict=True
+            )
+        ]
+
+    def _eliminate(self, layers: Ints, start: Mask, keep: Mask) -> list[tuple[Ints, Floats]]:
+        table = self._table
+        of_uses = table.first_use, table.uses, table.use_slot
+        order, rises, firsts = eliminate(*self._slots, *of_uses, layers, start, keep)
+        bounds = firsts.tolist()
+        return [(order[a:b], rises[a:b]) for a, b in pairwise(bounds)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +124,7 @@ def fill(pricer: Pricer, keep: Mask, room_bytes: int) -> Mask:
     """
     shape = pricer.shape
     sizes = shape.expert_bytes.max(axis=1)
-    families = []
-    for layer in range(shape.layers):
-        order, costs = pricer.eliminate(layer, shape.exists[layer], keep[layer])
-        families.append(Family(order[::-1], costs[::-1]))
+    families = pricer.families(keep)
     chosen = knapsack([family.costs for family in families], sizes, room_bytes)
     held = keep.copy()
     for layer, count in enumerate(chosen):

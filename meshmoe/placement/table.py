@@ -36,6 +36,7 @@ class Table:
         rates: ``[steps]``, a second.
         first_use: ``[layers * experts + 1]``, where each expert's steps begin in ``uses``.
         uses: ``[slots]``, steps that call an expert, expert by expert.
+        use_slot: ``[slots]``, the slot by which each of these steps does.
     """
 
     first_step: Ints
@@ -47,6 +48,7 @@ class Table:
     rates: Floats
     first_use: Ints
     uses: Ints
+    use_slot: Ints
 
 
 def tabulate(shape: ModelShape, spec: NodeSpec, trace: Trace) -> Table:
@@ -55,7 +57,7 @@ def tabulate(shape: ModelShape, spec: NodeSpec, trace: Trace) -> Table:
     if not parts:
         none, zeros = np.zeros(0, np.int64), np.zeros(0)
         first = np.zeros(shape.layers * shape.experts + 1, np.int64)
-        return Table(first[: shape.layers + 1], first[:1], none, none, zeros, zeros, zeros, first, none)
+        return Table(first[: shape.layers + 1], first[:1], none, none, zeros, zeros, zeros, first, none, none)
     layer, count, rates = (np.concatenate([part[i] for part in parts]) for i in range(3))
     place, rows = (np.concatenate([part[i] for part in parts]) for i in (3, 4))
     return lay_out(shape, layer, count, rates, place, rows, spec.expert_s + rows * spec.row_s)
@@ -89,6 +91,7 @@ def lay_out(
         rates=rates[order],
         first_use=np.searchsorted(place[by_place], np.arange(shape.layers * shape.experts + 1)),
         uses=step_of[by_place],
+        use_slot=by_place,
     )
 
 
@@ -125,21 +128,21 @@ def away(table: Table, row_bytes: int, branch: Branches) -> tuple[Floats, Floats
 
 @compiled
 def price_sets(
-    first: int,
-    last: int,
+    first_step: Ints,
     first_slot: Ints,
     expert: Ints,
     local_s: Floats,
     remote_s: Floats,
     wire_s: Floats,
     rates: Floats,
+    layers: Ints,
     held: Mask,
 ) -> Floats:
-    """Seconds a second of a layer's steps (``first`` to before ``last``) for each of ``held`` ``[sets, experts]``."""
+    """Seconds a second of all steps of one of ``layers`` with each of ``held`` ``[sets, experts]``."""
     prices = np.zeros(held.shape[0])
     for number in range(held.shape[0]):
         total = 0.0
-        for step in range(first, last):
+        for step in range(first_step[layers[number]], first_step[layers[number] + 1]):
             compute, wait, wire = 0.0, 0.0, 0.0
             for slot in range(first_slot[step], first_slot[step + 1]):
                 if held[number, expert[slot]]:
@@ -155,8 +158,7 @@ def price_sets(
 
 @compiled
 def eliminate(
-    first: int,
-    last: int,
+    first_step: Ints,
     first_slot: Ints,
     expert: Ints,
     local_s: Floats,
@@ -165,63 +167,91 @@ def eliminate(
     rates: Floats,
     first_use: Ints,
     uses: Ints,
-    held: Mask,
-    removable: Mask,
-) -> tuple[Ints, Floats]:
-    """Remove experts of a layer one by one, least loss first: see `meshmoe.placement.pricing.Pricer.eliminate`.
+    use_slot: Ints,
+    layers: Ints,
+    start: Mask,
+    keep: Mask,
+) -> tuple[Ints, Floats, Ints]:
+    """Remove experts of some layers one by one, least loss first: see `meshmoe.placement.pricing.Pricer.eliminate`.
 
-    An expert's loss changes only with the steps that call it, so a removal looks at those steps alone.
+    An expert's loss changes only with the steps that call it, so a removal looks at those steps alone, and of these
+    only at such as wait longer then, or are busy at home.
 
     Args:
-        first, last: The layer's steps.
-        first_slot, expert, local_s, remote_s, wire_s, rates, uses: As in `Table`, and of `away`.
-        first_use: The layer's part of the table's, ``[experts + 1]``.
-        held, removable: ``[experts]``; both are changed.
+        first_step, first_slot, expert, local_s, remote_s, wire_s, rates: As in `Table`, and of `away`.
+        first_use, uses, use_slot: As in `Table`.
+        layers: ``[jobs]``.
+        start, keep: ``[jobs, experts]``; what is in the former and not in the latter goes.
 
     Returns:
-        The order, and the cost's rise by each removal.
+        The orders, one after the other; the cost's rise by each removal; and where each job's order begins:
+        ``[jobs + 1]``.
     """
-    count = 0
-    for one in removable:
-        if one:
-            count += 1
-    order, rises = np.empty(count, np.int64), np.empty(count)
-    losses = np.zeros(len(held))
-    computes, waits = np.zeros(last - first), np.zeros(last - first)
-    for step in range(first, last):
-        compute, wait = 0.0, 0.0
-        for slot in range(first_slot[step], first_slot[step + 1]):
-            if held[expert[slot]]:
-                compute += local_s[slot]
-            elif remote_s[slot] > wait:
-                wait = remote_s[slot]
-        computes[step - first], waits[step - first] = compute, wait
-        now = max(compute, wait)
-        for slot in range(first_slot[step], first_slot[step + 1]):
-            if held[expert[slot]]:
-                then = max(compute - local_s[slot], max(wait, remote_s[slot])) - now + wire_s[slot]
-                losses[expert[slot]] += rates[step] * then
-    for turn in range(count):
-        gone = -1
-        for one in range(len(held)):
-            if removable[one] and (gone < 0 or losses[one] < losses[gone]):
-                gone = one
-        order[turn], rises[turn] = gone, losses[gone]
-        held[gone] = removable[gone] = False
-        for use in range(first_use[gone], first_use[gone + 1]):
-            step = uses[use]
-            compute, wait = computes[step - first], waits[step - first]
-            compute_then, wait_then = compute, wait
-            for slot in range(first_slot[step], first_slot[step + 1]):
-                if expert[slot] == gone:
-                    compute_then -= local_s[slot]
-                    if remote_s[slot] > wait_then:
-                        wait_then = remote_s[slot]
-            now, now_then = max(compute, wait), max(compute_then, wait_then)
+    jobs, experts = start.shape
+    firsts = np.zeros(jobs + 1, np.int64)
+    for job in range(jobs):
+        firsts[job + 1] = firsts[job]
+        for one in range(experts):
+            if start[job, one] and not keep[job, one]:
+                firsts[job + 1] += 1
+    order, rises = np.empty(firsts[jobs], np.int64), np.empty(firsts[jobs])
+    computes, waits = np.zeros(len(rates)), np.zeros(len(rates))
+    losses = np.zeros(experts)
+    held = np.zeros(experts, np.bool_)
+    called, uncalled = np.empty(experts, np.int64), np.empty(experts, np.int64)
+    for job in range(jobs):
+        layer = layers[job]
+        held[:] = start[job]
+        losses[:] = 0.0
+        for step in range(first_step[layer], first_step[layer + 1]):
+            compute, wait = 0.0, 0.0
             for slot in range(first_slot[step], first_slot[step + 1]):
                 if held[expert[slot]]:
-                    then = max(compute - local_s[slot], max(wait, remote_s[slot])) - now
-                    after = max(compute_then - local_s[slot], max(wait_then, remote_s[slot])) - now_then
-                    losses[expert[slot]] += rates[step] * (after - then)
-            computes[step - first], waits[step - first] = compute_then, wait_then
-    return order, rises
+                    compute += local_s[slot]
+                elif remote_s[slot] > wait:
+                    wait = remote_s[slot]
+            computes[step], waits[step] = compute, wait
+            now = max(compute, wait)
+            for slot in range(first_slot[step], first_slot[step + 1]):
+                if held[expert[slot]]:
+                    then = max(compute - local_s[slot], max(wait, remote_s[slot])) - now + wire_s[slot]
+                    losses[expert[slot]] += rates[step] * then
+        some, others, next_other = 0, 0, 0
+        for one in range(experts):
+            if start[job, one] and not keep[job, one]:
+                if first_use[layer * experts + one] < first_use[layer * experts + one + 1]:
+                    called[some] = one
+                    some += 1
+                else:
+                    uncalled[others] = one
+                    others += 1
+        for turn in range(firsts[job], firsts[job + 1]):
+            # Of equal losses the smallest number's goes. Nobody calls the others, so their loss is zero for good.
+            gone, at = -1, -1
+            if next_other < others:
+                gone = uncalled[next_other]
+            for place in range(some):
+                one = called[place]
+                if gone < 0 or losses[one] < losses[gone] or (losses[one] == losses[gone] and one < gone):
+                    gone, at = one, place
+            if at >= 0:
+                some -= 1
+                called[at] = called[some]
+            else:
+                next_other += 1
+            order[turn], rises[turn] = gone, losses[gone]
+            held[gone] = False
+            for use in range(first_use[layer * experts + gone], first_use[layer * experts + gone + 1]):
+                step, slot_gone = uses[use], use_slot[use]
+                compute, wait = computes[step], waits[step]
+                compute_then, wait_then = compute - local_s[slot_gone], max(wait, remote_s[slot_gone])
+                computes[step], waits[step] = compute_then, wait_then
+                if wait_then == wait and compute <= wait:
+                    continue  # it waits as long as before, whoever of the others goes next
+                now, now_then = max(compute, wait), max(compute_then, wait_then)
+                for slot in range(first_slot[step], first_slot[step + 1]):
+                    if held[expert[slot]]:
+                        then = max(compute - local_s[slot], max(wait, remote_s[slot])) - now
+                        after = max(compute_then - local_s[slot], max(wait_then, remote_s[slot])) - now_then
+                        losses[expert[slot]] += rates[step] * (after - then)
+    return order, rises, firsts

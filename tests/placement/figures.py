@@ -56,33 +56,41 @@ def decide(nodes=64, layers=48, experts=128, some=12):
     mesh = Mesh(world, 0)
     times = defaultdict(list)
 
-    def think(what, name, event):
+    def think(name, event):
         started = time.process_time()
-        effects = mesh.machines[name].handle(event, 1e3 * len(times[what]) + mesh.now)
-        times[what].append(1e3 * (time.process_time() - started))
-        return [effect for effect in effects if isinstance(effect, SendTo)]
+        effects = mesh.machines[name].handle(event, mesh.now)
+        spent_ms = 1e3 * (time.process_time() - started)
+        return [effect for effect in effects if isinstance(effect, SendTo)], spent_ms
 
     for name in world.nodes:
-        if len(times["settle first proposal"]) > some:
+        if len(times["proposal with a sketch"]) > some:
             break
-        mesh.now += 1e5
         for other in [other for other in world.nodes if other != name][-BYSTANDERS_MAX:]:
             mesh.machines[name]._stand.hear_sketch(other, mesh.machines[other]._stand.sketch(1))
-        if think("choose copies", name, Wake()):
-            times["choose copies"].pop()  # it had none to choose, and proposed: another kind of thought
-            mesh.machines[name]._end()
-            continue
-        mesh.gossip()
-        for what in ("first proposal", "proposal with a sketch"):
+        for _ in range(4):
             mesh.now += 1e4
-            (proposal,) = think(what, name, Wake())
-            (answer,) = think(f"answer to {what}", proposal.peer, Heard(name, proposal.message))
-            for verdict in think(f"settle {what}", name, Heard(proposal.peer, answer.message)):
-                think("verdict", proposal.peer, Heard(name, verdict.message))
+            sent, spent_ms = think(name, Wake())
+            if not sent:
+                times["choice of copies"].append(spent_ms)
+                mesh.gossip()
+                continue
+            (proposal,) = sent
+            kind = " with a sketch" if proposal.message.sketch_known else ", no sketch"
+            times[f"proposal{kind}"].append(spent_ms)
+            (answer,), spent_ms = think(proposal.peer, Heard(name, proposal.message))
+            times[f"answer{kind}"].append(spent_ms)
+            verdicts, spent_ms = think(name, Heard(proposal.peer, answer.message))
+            if answer.message.reply == "accepted":
+                times[f"settlement{kind}"].append(spent_ms)
+            for verdict in verdicts:
+                think(proposal.peer, Heard(name, verdict.message))
             mesh.gossip()
-    print(f"\n{nodes} nodes, {layers * experts} experts; ms of CPU, median of {some}")
-    for what, spent in times.items():
-        print(f"- {what}: {np.median(spent[1:]):.0f}")
+    print(f"\n{nodes} nodes, {layers * experts} experts; ms of CPU, medians")
+    medians = {what: np.median(spent[1:]) for what, spent in times.items()}
+    for what, median in medians.items():
+        print(f"- {what}: {median:.1f} ({len(times[what]) - 1})")
+    total = sum(medians[f"{what} with a sketch"] for what in ("proposal", "answer", "settlement"))
+    print(f"- a round, in which a node proposes, answers and settles: {total:.1f}")
 
 
 if __name__ == "__main__":

@@ -230,7 +230,8 @@ class ExchangeMachine:
         if self._rng.random() < self._config.anyone:
             return self._rng.choice(open_)
         near = [peer for peer in open_ if self._stand.is_near(peer)]
-        return max(near or open_, key=lambda peer: (self._stand.promise(peer), peer))
+        promises = self._stand.promises()
+        return max(near or open_, key=lambda peer: (promises[peer], peer))
 
     def _answer(self, sender: NodeId, answer: ExchangeAnswer) -> None:
         exchange = self._exchange

@@ -20,7 +20,7 @@ from meshmoe.placement.exchange.plan import Plan
 from meshmoe.placement.lots import Outlook, Side
 from meshmoe.placement.sketch import Sketch, shortened, sketch_of, table_of
 from meshmoe.placement.table import Table, tabulate
-from meshmoe.placement.trace import Floats, Trace
+from meshmoe.placement.trace import Trace
 from meshmoe.placement.world import ModelShape, NodeSpec
 
 
@@ -129,14 +129,19 @@ class Standpoint:
         assert self.links is not None
         return bool(self.links.near[self._position(self._node), self._position(peer)])
 
-    def promise(self, peer: NodeId) -> float:
-        """Calls a second that would be at home if each of the two owned what it calls more often than the other."""
-        theirs = self.peers[peer]
-        takes = (theirs.owned & ~self._plan.held).nonzero()
-        gives = (self._plan.owned & ~theirs.held).nonzero()
-        more: Floats = self._demand[takes] - theirs.demand[takes]
-        less: Floats = theirs.demand[gives] - self._demand[gives]
-        return float(np.maximum(more, 0).sum() + np.maximum(less, 0).sum())
+    def promises(self) -> Mapping[NodeId, float]:
+        """By peer, calls a second that would be at home if each of the two owned what it calls more often."""
+        assert self.links is not None
+        outlook, me = self.outlook(), self._position(self._node)
+        mine, owner = outlook.demand[me], outlook.owner
+        takes = np.flatnonzero((owner >= 0) & (owner != me) & ~self._plan.held)
+        owners = owner.ravel()[takes]
+        more = mine.ravel()[takes] - outlook.demand.reshape(len(outlook.demand), -1)[owners, takes]
+        total = np.zeros(len(outlook.demand))
+        np.add.at(total, owners, np.maximum(more, 0.0))
+        gives = outlook.demand[:, self._plan.owned] - mine[self._plan.owned]
+        total += np.where(outlook.holders[:, self._plan.owned], 0.0, np.maximum(gives, 0.0)).sum(axis=1)
+        return dict(zip(self.links.nodes, total.tolist(), strict=True))
 
     def outlook(self) -> Outlook:
         """All of it as arrays; not to be changed."""
