@@ -22,7 +22,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,18 +117,23 @@ class Sampler:
         pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         return Choice(token_id, float(logprobs[token_id]), tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))))
 
-    def guess(self, logits: Tensor, ahead: Sequence[int]) -> int:
-        """The token that `choose` would take for these logits once the tokens ``ahead`` were written. Changes nothing.
+    def guesses(self, logits: Tensor, ahead: Sequence[int], count: int) -> list[int]:
+        """The token that `choose` would take for these logits once the tokens ``ahead`` were written, then those that
+        it would if the ones before were not there. Changes nothing.
 
         It knows of no prescribed form: a guess that the form does not allow is just a wrong guess.
 
         Args:
             logits: ``[V]``, of a draft; not changed.
             ahead: Tokens drafted since the last chosen one.
+            count: How many, at most; the filters may leave fewer.
         """
-        return self._winner(logits.to(torch.float32), ahead)
+        return self._finishers(logits.to(torch.float32), ahead, count)
 
     def _winner(self, logits: Tensor, ahead: Sequence[int]) -> int:
+        return self._finishers(logits, ahead, 1)[0]
+
+    def _finishers(self, logits: Tensor, ahead: Sequence[int], count: int) -> list[int]:
         params = self._params
         if self._bias is not None:
             logits = logits.index_add(0, *self._bias)
@@ -138,20 +143,29 @@ class Sampler:
             scores = less_of_the_same(scores, self._counts + Counter(ahead), params)
         values = scores.numpy()
         if params.temperature == 0:
-            token_id = int(values.argmax())  # a third of the time that torch takes for a vocabulary of 4,096
+            found = _highest(values, count)
         else:
             ids, probs = distribution(scores, params)
             delays = self._delays(self._place + len(ahead), len(scores))[ids.numpy()]
-            place = int(np.argmax(probs.numpy() / delays))
-            token_id = int(ids[place])
-        if not math.isfinite(values[token_id]):
+            found = [int(ids[place]) for place in _highest(probs.numpy() / delays, count)]
+        if not math.isfinite(values[found[0]]):
             raise MeshmoeError("the model's logits are not numbers; verify the checkpoint, it may be damaged")
-        return token_id
+        return found
 
     def _delays(self, place: int, vocabulary: int) -> NDArray[np.float64]:
         """Exponential delays of the race at a place, ``[V]``, above 0; the same in every race there."""
         uniform = np.random.Generator(np.random.Philox(key=self._key, counter=place << 64)).random(vocabulary)
         return -np.log1p(-np.maximum(uniform, _UNIFORM_MIN))
+
+
+def _highest(values: NDArray[np.floating[Any]], count: int) -> list[int]:
+    """Places of the highest values, the highest first; of equal ones the first."""
+    first = int(values.argmax())  # a third of the time that torch takes for a vocabulary of 4,096
+    if count == 1 or len(values) == 1:
+        return [first]
+    count = min(count, len(values))
+    best = sorted(np.argpartition(values, len(values) - count)[-count:].tolist(), key=lambda at: (-values[at], at))
+    return [first, *[at for at in best if at != first][: count - 1]]
 
 
 def penalised(logits: Tensor, seen: list[int], penalty: float) -> Tensor:

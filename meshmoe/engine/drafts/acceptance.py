@@ -26,16 +26,18 @@ class Acceptance:
         self._prior = list(prior)
         self._tried = [0.0] * DEPTH_MAX
         self._right = [0.0] * DEPTH_MAX
-        self.drafted = 0
-        self.accepted = 0
+        self.looked_at = 0
 
     def note(self, drafted: int, accepted: int) -> None:
         """A pass checked ``drafted`` tokens, of which the first ``accepted`` were right."""
-        self.drafted += drafted
-        self.accepted += accepted
-        for depth in range(min(drafted, accepted + 1)):
+        self.note_each([True] * accepted + [False] * (drafted > accepted))
+
+    def note_each(self, right: Sequence[bool]) -> None:
+        """At each depth a draft was looked at, the text being known up to there whoever had guessed it."""
+        self.looked_at += len(right)
+        for depth, hit in enumerate(right):
             self._tried[depth] = self._tried[depth] * FADING + 1.0
-            self._right[depth] = self._right[depth] * FADING + (depth < accepted)
+            self._right[depth] = self._right[depth] * FADING + hit
 
     def chances(self) -> list[float]:
         """At each depth, the chance that a draft is right if all before it are."""

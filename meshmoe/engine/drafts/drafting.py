@@ -6,7 +6,7 @@ One request's part is `RequestDrafts`, the node's is `Drafting`. A pass
 2. writes the drafts, with resident experts or from the text itself, without a word to the mesh;
 3. forgets what was read for them, and reads each request's pending token and its drafts through the mesh, in one
    forward;
-4. lets each request's sampler choose from the logits one after the other, for as long as its choice is the next draft:
+4. lets each request's sampler choose from the logits one after the other, for as long as its choice was drafted there:
    the choices are what would have been written without drafts, one pass each;
 5. forgets the drafts that were wrong, and learns.
 
@@ -16,107 +16,27 @@ Without drafts, 3 and 4 are all there is: an ordinary decode step of the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
-from meshmoe.engine.drafts.acceptance import DEPTH_MAX, Acceptance
+from meshmoe.engine.drafts.acceptance import DEPTH_MAX
+from meshmoe.engine.drafts.asked import BOTH, LOOKUPS, PRIORS, Asked, Drafter, DraftPlan
 from meshmoe.engine.drafts.chooser import LengthChooser
-from meshmoe.engine.drafts.confidence import NO_BAR, Bar, Confidence
+from meshmoe.engine.drafts.confidence import NO_BAR, Confidence, Text
+from meshmoe.engine.drafts.growing import Growth
 from meshmoe.engine.drafts.length import Prospect, promise
-from meshmoe.engine.drafts.lookup import PromptLookup
-from meshmoe.engine.drafts.mode import AUTO, DraftMode
+from meshmoe.engine.drafts.mode import DraftMode
+from meshmoe.engine.drafts.tree import PENDING
 from meshmoe.engine.lean.batch import LeanBatch, Row
 from meshmoe.engine.lean.blocks import NoBlocksError
-from meshmoe.engine.lean.blocks import Sequence as LeanSequence
 from meshmoe.engine.lean.model import ROWS_MAX
-from meshmoe.engine.request import GenerationStats
-from meshmoe.engine.sampling import Choice, Sampler
-
-Drafter = Literal["local", "lookup 2", "lookup 3", "lookup 5"]
-"""The number is how many tokens of context were found again: the more, the better what followed them."""
-
-PRIORS: dict[Drafter, float] = {"local": 0.6, "lookup 2": 0.3, "lookup 3": 0.4, "lookup 5": 0.6}
-"""Chances of a draft before anything was seen on this node."""
-
-LOOKUPS: dict[int, Drafter] = {2: "lookup 2", 3: "lookup 3", 5: "lookup 5"}
+from meshmoe.engine.sampling import Choice
 
 NODE_WEIGHT = 0.05
 """How fast the node's record, which new requests begin with, follows its requests'."""
 
-
-class RequestDrafts:
-    """What drafting keeps of one request.
-
-    Attributes:
-        records: How good each drafter's drafts were here.
-        lookup: The text, for looking up.
-    """
-
-    def __init__(self, drafting: Drafting, greedy: bool) -> None:
-        """Begin with what other requests taught, those that take the likeliest token or those that draw."""
-        self.records = {drafter: Acceptance(chances) for drafter, chances in drafting.chances[greedy].items()}
-        self.lookup = PromptLookup()
-
-    def catch_up(self, ids: Sequence[int]) -> None:
-        """Take in what was written since."""
-        for at in range(self.lookup.length, len(ids)):
-            self.lookup.push(ids[at])
-
-
-@dataclass(slots=True)
-class Asked:
-    """A request that takes part in a pass.
-
-    Attributes:
-        sequence: What it has read.
-        ids: Its text; all but the last token has been read.
-        sampler: Chooses its tokens.
-        stats: Its counters.
-        drafts: Its part of drafting.
-        room: How many tokens more may be written behind the next one: drafts beyond are of no use.
-        ends: Tokens that end the text.
-        mode: What its client said about drafts, or else the node's user.
-    """
-
-    sequence: LeanSequence
-    ids: Sequence[int]
-    sampler: Sampler
-    stats: GenerationStats
-    drafts: RequestDrafts
-    room: int
-    ends: frozenset[int] = frozenset()
-    mode: DraftMode = AUTO
-
-
-@dataclass(frozen=True, slots=True)
-class DraftPlan:
-    """What is to be drafted for one request.
-
-    Attributes:
-        drafter: By whom.
-        length: Tokens, at most.
-        looked_up: The draft, if it takes no drafting.
-        bar: When to stop sooner.
-        seen: What was found in the text, whether it is used or not: what comes of it is learned from in any case.
-    """
-
-    drafter: Drafter
-    length: int
-    looked_up: Sequence[int] = ()
-    bar: Bar = NO_BAR
-    seen: tuple[Drafter, Sequence[int]] | None = None
-
-
-@dataclass(slots=True)
-class _Draft:
-    """What was drafted: ``tokens`` are checked, ``left`` one more that was not worth it; ``sure`` of each of these."""
-
-    tokens: list[int]
-    left: list[int] = field(default_factory=list)
-    sure: list[float] = field(default_factory=list)
+NODES_MAX = 24
+"""Drafted tokens that a pass checks for one request, at most."""
 
 
 class Drafting:
@@ -152,66 +72,80 @@ class Drafting:
             ExpertUnavailableError: An expert cannot be had.
             PeerError: The mesh answered something else than what was asked.
         """
-        plans = self._plan(asked)
-        drafts = self._write(batch, asked, plans)
-        before = [one.sequence.length for one in asked]
+        plans = self._plan(asked, batch.forks)
+        growths = [
+            Growth(one, plan, self._confidence[one.sampler.greedy]) for one, plan in zip(asked, plans, strict=True)
+        ]
+        try:
+            self._write(batch, asked, growths)
+            chosen = self._check(batch, asked, growths)
+        finally:
+            for growth in growths:
+                growth.tree.close()
+        for one, plan, growth, found in zip(asked, plans, growths, chosen, strict=True):
+            self._learn(one, plan, growth, [choice.token_id for choice in found])
+        return chosen
+
+    def _check(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> list[list[Choice]]:
+        """Read pending tokens and drafts through the mesh, and choose."""
         began = batch.clock()
         try:
-            logits = self._read(batch, asked, drafts)
+            logits = self._read(batch, asked, growths)
         except NoBlocksError:
-            if not any(draft.tokens for draft in drafts):
+            if not any(growth.tree.nodes for growth in growths):
                 raise
-            drafts = [_Draft([]) for _ in asked]  # there may be room without them
-            logits = self._read(batch, asked, drafts)
-        chosen, at = [], 0
+            for growth in growths:
+                growth.tree.clear()  # there may be room without them
+            logits = self._read(batch, asked, growths)
+        chosen: list[list[Choice]] = []
         used: list[int] = []
-        for one, length, draft in zip(asked, before, drafts, strict=True):
-            found = self._accept(one, draft.tokens, logits[at : at + len(draft.tokens) + 1])
-            one.sequence.truncate(length + len(found))
+        begin = 0
+        for one, growth in zip(asked, growths, strict=True):
+            count = 1 + len(growth.tree.nodes)
+            found, nodes = self._accept(one, growth, logits[begin : begin + count])
+            growth.tree.take(nodes[-1])
             chosen.append(found)
-            used += range(at, at + len(found))
-            at += len(draft.tokens) + 1
-        self._chooser.note_pass(at, batch.clock() - began, batch.waited_s)
+            used += [begin + 1 + node for node in nodes]
+            begin += count
+        self._chooser.note_pass(begin, batch.clock() - began, batch.waited_s)
         batch.note_demand(used, decode=True)  # drafts that were wrong are no demand: experts would move for them
-        for one, plan, draft, found in zip(asked, plans, drafts, chosen, strict=True):
-            self._learn(one, plan, draft, [choice.token_id for choice in found])
         return chosen
 
-    def _read(self, batch: LeanBatch, asked: Sequence[Asked], drafts: Sequence[_Draft]) -> Tensor:
-        rows = [
-            Row(one.sequence, token, one.stats)
-            for one, draft in zip(asked, drafts, strict=True)
-            for token in (one.ids[-1], *draft.tokens)
-        ]
-        return batch.forward(rows)
+    def _read(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> Tensor:
+        pairs = zip(asked, growths, strict=True)
+        return batch.forward([row for one, growth in pairs for row in growth.tree.rows(one.ids[-1], one.stats)])
 
-    def _accept(self, one: Asked, draft: Sequence[int], logits: Tensor) -> list[Choice]:
-        chosen = [one.sampler.choose(logits[0])]
-        for token, row in zip(draft, logits[1:], strict=True):
-            if chosen[-1].token_id != token or token in one.ends or one.sampler.complete:
+    def _accept(self, one: Asked, growth: Growth, logits: Tensor) -> tuple[list[Choice], list[int]]:
+        """What the sampler chooses, and after which nodes."""
+        chosen, nodes = [one.sampler.choose(logits[0])], [PENDING]
+        while chosen[-1].token_id not in one.ends and not one.sampler.complete:
+            node = growth.tree.child(nodes[-1], chosen[-1].token_id)
+            if node is None:
                 break
-            chosen.append(one.sampler.choose(row))
-        return chosen
+            nodes.append(node)
+            chosen.append(one.sampler.choose(logits[node + 1]))
+        return chosen, nodes
 
-    def _plan(self, asked: Sequence[Asked]) -> list[DraftPlan]:
+    def _plan(self, asked: Sequence[Asked], forks: bool) -> list[DraftPlan]:
         most = max(0, min(DEPTH_MAX, ROWS_MAX // len(asked) - 1))
         limits = [min(most, one.mode.length, one.room) for one in asked]
         for one in asked:
             if one.mode.kind in ("auto", "lookup"):
                 one.drafts.catch_up(one.ids)
         choose = [at for at, one in enumerate(asked) if one.mode.kind == "auto"]
-        best = self._best([asked[at] for at in choose], [limits[at] for at in choose]) if choose else []
+        nodes = min(NODES_MAX, ROWS_MAX // len(asked) - 1) if forks else 0
+        best = self._best([asked[at] for at in choose], [limits[at] for at in choose], nodes) if choose else []
         chosen = dict(zip(choose, best, strict=True))
         pairs = enumerate(zip(asked, limits, strict=True))
         return [chosen.get(at) or _as_told(one, limit) for at, (one, limit) in pairs]
 
-    def _best(self, asked: Sequence[Asked], limits: Sequence[int]) -> list[DraftPlan]:
+    def _best(self, asked: Sequence[Asked], limits: Sequence[int], nodes_max: int) -> list[DraftPlan]:
         """For each request the drafter that promises more for it alone, and the lengths that are best together."""
         pass_s, draft_s, options, seen = self._chooser.pass_s, self._chooser.draft_s, [], []
         for one, limit in zip(asked, limits, strict=True):
             records = one.drafts.records
-            local = Prospect(records["local"].survival()[:limit], costs=True)
             drafter, found = _look_up(one, limit)
+            local = Prospect(_survival(one, drafter if found and nodes_max else None)[:limit], costs=True)
             free = Prospect(records[drafter].survival()[: len(found)], costs=False)
             better = found and promise(free, pass_s, draft_s) >= promise(local, pass_s, draft_s)
             options.append(free if better else local)
@@ -224,80 +158,69 @@ class Drafting:
                 plans.append(DraftPlan(drafter, length, found[:length], seen=(drafter, found)))
             else:
                 most = limit if length and bar is not NO_BAR else length
-                plans.append(DraftPlan("local", most, bar=bar, seen=(drafter, found)))
+                nodes = nodes_max if length and bar is not NO_BAR else 0
+                plans.append(DraftPlan("local", most, bar=bar, nodes_max=nodes, seen=(drafter, found)))
         return plans
 
-    def _write(self, batch: LeanBatch, asked: Sequence[Asked], plans: Sequence[DraftPlan]) -> list[_Draft]:
-        """Write the drafts; sequences are left as they were."""
-        drafts = [_Draft(list(plan.looked_up)) for plan in plans]
-        alive = [1.0] * len(asked)
-        going = [at for at, plan in enumerate(plans) if plan.drafter == "local" and plan.length]
-        lengths = {at: asked[at].sequence.length for at in going}
+    def _write(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> None:
+        """Write the drafts, one depth of all trees after the other; sequences are left as they were."""
+        going = list(zip(asked, growths, strict=True))
         try:
-            while going:
+            while going := [(one, growth) for one, growth in going if growth.going]:
+                places = [(one, growth, at) for one, growth in going for at in growth.going]
                 rows = [
-                    Row(
-                        asked[at].sequence,
-                        drafts[at].tokens[-1] if drafts[at].tokens else asked[at].ids[-1],
-                        asked[at].stats,
-                        local=True,
-                    )
-                    for at in going
+                    Row(growth.tree.sequence(at), growth.token(at), one.stats, local=True) for one, growth, at in places
                 ]
                 began = batch.clock()
-                for row, at in zip(batch.forward(rows), going, strict=True):
-                    alive[at] *= self._draft(asked[at], plans[at], drafts[at], row, alive[at])
+                logits = batch.forward(rows)
+                for _, growth in going:
+                    growth.going = []
+                for (_, growth, at), row in zip(places, logits, strict=True):
+                    growth.going += growth.branch(at, row)
                 self._chooser.note_draft(len(rows), batch.clock() - began)
-                going = [at for at in going if self._goes_on(asked[at], plans[at], drafts[at], alive[at])]
         except NoBlocksError:
             pass  # what was drafted so far is as good
         finally:
-            for at, length in lengths.items():
-                asked[at].sequence.truncate(length)
-        return drafts
+            for growth in growths:
+                growth.tree.rewind()
+        for growth in growths:
+            growth.follow_text()
 
-    def _draft(self, one: Asked, plan: DraftPlan, draft: _Draft, logits: Tensor, alive: float) -> float:
-        """Take a token more; returns the chance that it is right if those before it are."""
-        token = one.sampler.guess(logits, draft.tokens)
-        if one.mode.kind != "auto":
-            draft.tokens.append(token)
-            return 1.0
-        values = logits.float().numpy()
-        sure = float(1.0 / np.exp(values - values[token]).sum())
-        chance = self._confidence[one.sampler.greedy].chance(sure)
-        draft.sure.append(sure)
-        (draft.tokens if alive * chance >= plan.bar.checked else draft.left).append(token)
-        return chance
-
-    def _goes_on(self, one: Asked, plan: DraftPlan, draft: _Draft, alive: float) -> bool:
-        """Whether another token is worth drafting."""
-        depth = len(draft.tokens)
-        if draft.left or depth >= plan.length or draft.tokens[-1] in one.ends:
-            return False
-        return plan.bar is NO_BAR or alive * one.drafts.records["local"].chances()[depth] >= plan.bar.drafted
-
-    def _learn(self, one: Asked, plan: DraftPlan, draft: _Draft, written: Sequence[int]) -> None:
+    def _learn(self, one: Asked, plan: DraftPlan, growth: Growth, written: Sequence[int]) -> None:
         """Learn from what was written: of drafts that were checked, and of those that only might have been."""
-        one.stats.drafted_tokens += len(draft.tokens)
+        one.stats.drafted_tokens += len(growth.tree.nodes)
         one.stats.accepted_tokens += len(written) - 1
         if plan.seen is not None:
-            self._note(one, *plan.seen, written)
-        if plan.drafter == "local":
-            tokens = [*draft.tokens, *draft.left]
-            looked_at = self._note(one, "local", tokens, written)
-            for sure, token, right in zip(draft.sure[:looked_at], tokens, written, strict=False):
-                self._confidence[one.sampler.greedy].note(sure, token == right)
+            drafter, tokens = plan.seen
+            known = min(len(tokens), len(written))
+            right = next((at for at in range(known) if tokens[at] != written[at]), known)
+            self._note(one, drafter, [True] * right + [False] * (known > right))
+        if plan.drafter != "local":
+            return
+        firsts: list[bool] = []
+        either: list[bool] = []
+        at: int | None = PENDING
+        for token in written:
+            guesses = growth.guesses.get(at) if at is not None else None
+            if at is None or guesses is None:
+                break
+            for guess in guesses:
+                self._confidence[one.sampler.greedy].note(guess, guess.token == token)
+            firsts.append(guesses[0].token == token)
+            same = (Text.SAME, Text.SURELY_SAME)
+            either.append(firsts[-1] or any(guess.token == token and guess.text in same for guess in guesses))
+            at = growth.tree.child(at, token)
+        self._note(one, "local", firsts)
+        if plan.wide and plan.seen is not None and plan.seen[1]:
+            self._note(one, BOTH[plan.seen[0]], either)
 
-    def _note(self, one: Asked, drafter: Drafter, tokens: Sequence[int], written: Sequence[int]) -> int:
-        """Compare a draft with what was written, as far as both go; returns how many tokens could be looked at."""
-        known = min(len(tokens), len(written))
-        right = next((at for at in range(known) if tokens[at] != written[at]), known)
-        if known:
+    def _note(self, one: Asked, drafter: Drafter, right: Sequence[bool]) -> None:
+        """At each depth, whether a drafter was right there."""
+        if right:
             record, node = one.drafts.records[drafter], self.chances[one.sampler.greedy][drafter]
-            record.note(known, right)
-            for depth, chance in enumerate(record.chances()[: right + 1]):
+            record.note_each(right)
+            for depth, chance in enumerate(record.chances()[: len(right)]):
                 node[depth] += NODE_WEIGHT * (chance - node[depth])
-        return min(known, right + 1)
 
 
 def _as_told(one: Asked, limit: int) -> DraftPlan:
@@ -309,6 +232,18 @@ def _as_told(one: Asked, limit: int) -> DraftPlan:
             drafter, tokens = _look_up(one, limit)
             return DraftPlan(drafter, len(tokens), tokens, seen=(drafter, tokens))
     return DraftPlan("local", 0)
+
+
+def _survival(one: Asked, drafter: Drafter | None) -> list[float]:
+    """The chance that a draft lives to each depth, with what a lookup found beside it."""
+    records = one.drafts.records
+    if drafter is None:
+        return records["local"].survival()
+    alive, found = 1.0, []
+    for together in zip(*(records[who].chances() for who in ("local", drafter, BOTH[drafter])), strict=True):
+        alive *= max(together)
+        found.append(alive)
+    return found
 
 
 def _look_up(one: Asked, limit: int) -> tuple[Drafter, Sequence[int]]:

@@ -114,7 +114,8 @@ class PassTimes:
         best, least = mean_s * (1.0 + SLOPE_PRIOR * (_ROWS - at[0])), np.inf
         for rise in self._rises if len(at) > 1 else ():
             x = rise[at] - weight @ rise[at]
-            slope = max(0.0, float((weight * x) @ took_s / ((weight * x) @ x)))
+            spread = max(1e-12, float((weight * x) @ x))  # none where all are far out on a bend
+            slope = max(0.0, float((weight * x) @ took_s) / spread)
             error = float(weight @ (took_s - mean_s - slope * x) ** 2)
             if error < BEND_GAIN * least:
                 best, least = mean_s + slope * (rise - weight @ rise[at]), error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import trio
 from torch import Tensor
 
-from meshmoe.engine.drafts.drafting import Asked, Drafting, RequestDrafts
+from meshmoe.engine.drafts.asked import Asked, RequestDrafts
+from meshmoe.engine.drafts.drafting import Drafting
 from meshmoe.engine.generate import Generation
 from meshmoe.engine.lean.batch import LeanEngine, Row
 from meshmoe.engine.request import GenerationEvent
@@ -34,7 +35,7 @@ class Member:
         self.done = trio.Event()
         self.failure: Exception | None = None
         self._lean = lean
-        self._drafts = RequestDrafts(drafting, self.writer.sampler.greedy)
+        self._drafts = RequestDrafts(drafting.chances[self.writer.sampler.greedy])
         self._mode = generation.request.sampling.drafts or drafting.mode
         self.sequence = lean.sequence()
 

@@ -7,21 +7,35 @@ import random
 import pytest
 
 from meshmoe.engine.drafts.chooser import FIRST_PASSES, LengthChooser
-from meshmoe.engine.drafts.confidence import Confidence
+from meshmoe.engine.drafts.confidence import LOOKED_UP, WIDTH, Confidence, Guess, Text
 from meshmoe.engine.drafts.length import Prospect
 
 
 def test_chances_are_learned_and_followed():
     confidence, rng = Confidence(), random.Random(1)
-    assert confidence.chance(0.0) < confidence.chance(0.5) < confidence.chance(1.0) == 1.0, "before anything was seen"
+
+    def chance(probability, **what):
+        return confidence.chance(Guess(7, probability, **what))
+
+    assert chance(0.0) < chance(0.5) < chance(1.0) == 1.0, "before anything was seen"
     for _ in range(3000):
         probability = rng.random()
-        confidence.note(probability, rng.random() < probability**2)
+        confidence.note(Guess(7, probability), rng.random() < probability**2)
     for probability in (0.05, 0.45, 0.95):
-        assert confidence.chance(probability) == pytest.approx(probability**2, abs=0.1)
+        assert chance(probability) == pytest.approx(probability**2, abs=0.1)
+    assert chance(0.45, rank=1) > 0.4, "second choices are another matter"
     for _ in range(1000):
-        confidence.note(0.05, True)
-    assert confidence.chance(0.05) > 0.9 > 0.4 > confidence.chance(0.45), "old experience fades, each kind for itself"
+        confidence.note(Guess(7, 0.05), True)
+    assert chance(0.05) > 0.9 > 0.4 > chance(0.45), "old experience fades, each kind for itself"
+    assert confidence.chance(Guess(7)) == 1.0
+
+
+def test_what_the_text_says_counts_before_anything_was_seen():
+    confidence = Confidence()
+    for rank in (*range(WIDTH), LOOKED_UP):
+        chances = {text: confidence.chance(Guess(7, 0.1, rank, text)) for text in Text}
+        assert chances[Text.SURELY_SAME] > chances[Text.SAME] > chances[Text.SILENT] >= chances[Text.OTHER]
+        assert chances[Text.OTHER] >= chances[Text.SURELY_OTHER]
 
 
 def chooser(pass_s, row_s, draft_s):

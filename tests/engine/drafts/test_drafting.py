@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import torch
 from meshmoe.core.errors import ConfigError, ExpertUnavailableError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.drafts.asked import LOOKUPS, PRIORS, Asked, RequestDrafts
 from meshmoe.engine.drafts.chooser import LengthChooser
 from meshmoe.engine.drafts.confidence import Bar
-from meshmoe.engine.drafts.drafting import LOOKUPS, PRIORS, Asked, Drafting, RequestDrafts
+from meshmoe.engine.drafts.drafting import Drafting
 from meshmoe.engine.drafts.lookup import PromptLookup
 from meshmoe.engine.drafts.mode import AUTO, OFF, DraftMode, parse_draft_mode
+from meshmoe.engine.drafts.tree import PENDING, DraftTree
 from meshmoe.engine.kernels.choice import compute
 from meshmoe.engine.lean.batch import LeanEngine, Row
 from meshmoe.engine.lean.blocks import NoBlocksError
@@ -82,7 +85,7 @@ class Speaker:
         rows = [Row(self.sequence, t, self.stats, decode=False, logits=False) for t in self.ids]
         rows[-1] = rows[-1]._replace(logits=True)
         self.written = [self.sampler.choose(batch.forward(rows)[0])]
-        self.drafts, self.mode = RequestDrafts(drafting, self.sampler.greedy), mode
+        self.drafts, self.mode = RequestDrafts(drafting.chances[self.sampler.greedy]), mode
 
     def asked(self):
         room = TOKENS - len(self.written) - 1
@@ -203,13 +206,14 @@ def test_a_planted_rule_that_takes_drafts_unseen_is_noticed(plain, monkeypatch):
     """The mutant accepts every second draft without asking the model."""
     params, texts, _ = plain
 
-    def wrong(self, one, draft, logits):
-        chosen = [one.sampler.choose(logits[0])]
-        for at, row in enumerate(logits[1:]):
-            if at % 2 == 0 and chosen[-1].token_id != draft[at]:
+    def wrong(self, one, growth, logits):
+        chosen, nodes = [one.sampler.choose(logits[0])], [PENDING]
+        for at, node in enumerate(growth.tree.nodes):
+            if at % 2 == 0 and chosen[-1].token_id != node.path[-1]:
                 break
-            chosen.append(one.sampler.choose(row))
-        return chosen
+            chosen.append(one.sampler.choose(logits[at + 1]))
+            nodes.append(at)
+        return chosen, nodes
 
     monkeypatch.setattr(Drafting, "_accept", wrong)
     assert write(DraftMode("fixed", 4), params)[0] != texts
@@ -232,6 +236,64 @@ def test_a_bar_keeps_unsure_drafts_from_being_checked(plain, params, monkeypatch
     assert right[0] < right[1] < right[2]
 
 
+class Forks:
+    """Has every guess checked that is not quite hopeless, and counts branches and those that became the text."""
+
+    def __init__(self, monkeypatch, worth=0.01):
+        self.made = self.taken = 0
+        monkeypatch.setattr(LengthChooser, "lengths", lambda self, prospects: [len(p.survival) for p in prospects])
+        monkeypatch.setattr(LengthChooser, "bar", lambda self, prospects, lengths: Bar(worth, worth))
+        take, add = DraftTree.take, DraftTree.add
+
+        def counted_take(tree, at):
+            self.taken += tree.sequence(at) is not tree._trunk
+            take(tree, at)
+
+        def counted_add(tree, *node):
+            at = add(tree, *node)
+            self.made += tree.sequence(at) is not tree.sequence(node[0])
+            return at
+
+        monkeypatch.setattr(DraftTree, "take", counted_take)
+        monkeypatch.setattr(DraftTree, "add", counted_add)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("fails_at", [None, 3, 40])
+def test_the_text_is_the_one_without_drafts_whatever_branch_is_right(plain, monkeypatch, together, fails_at):
+    params, texts, _ = plain
+    forks = Forks(monkeypatch)
+    assert write(AUTO, params, together=together, fails_at=fails_at)[0] == texts
+    assert forks.made > 30
+    assert forks.taken > 3
+
+
+def test_a_tree_has_more_right_than_its_first_choices(monkeypatch):
+    passes = []
+    for width in (1, 3):
+        monkeypatch.setattr("meshmoe.engine.drafts.growing.WIDTH", width)
+        with monkeypatch.context() as context:
+            Forks(context, worth=0.03)
+            _, stats = write(AUTO, GREEDY)
+        passes.append(sum(TOKENS - 1 - s.accepted_tokens for s in stats))
+    assert passes[1] < 0.95 * passes[0]
+
+
+def test_what_stood_in_the_text_is_one_more_branch(monkeypatch):
+    """Where the drafting model knows nothing, what was found is still checked beside its guesses."""
+    prompt = ["one two three. one two three. one two three. one two"]
+    monkeypatch.setattr(LengthChooser, "bar", lambda self, prospects, lengths: Bar(0.05, 0.05))
+    monkeypatch.setattr("meshmoe.engine.drafts.drafting.promise", lambda prospect, *times: float(prospect.costs))
+    monkeypatch.setattr(LengthChooser, "lengths", lambda self, prospects: [len(p.survival) for p in prospects])
+    accepted = []
+    for found in (True, False):
+        with monkeypatch.context() as context:
+            if not found:
+                context.setattr(PromptLookup, "draft", lambda self, count: ((), 0))
+            accepted.append(write(AUTO, GREEDY, prompt, share=0.1)[1][0].accepted_tokens)
+    assert accepted[0] > accepted[1]
+
+
 def test_what_stood_in_the_text_is_judged_without_being_used(monkeypatch):
     monkeypatch.setattr(LengthChooser, "lengths", lambda self, prospects: [0] * len(prospects))
     lean, batch, _ = node()
@@ -240,7 +302,7 @@ def test_what_stood_in_the_text_is_judged_without_being_used(monkeypatch):
     while len(speaker.written) < TOKENS:
         speaker.written += drafting.advance(batch, [speaker.asked()])[0]
     assert speaker.stats.drafted_tokens == 0
-    seen = sum(speaker.drafts.records[drafter].drafted for drafter in LOOKUPS.values())
+    seen = sum(speaker.drafts.records[drafter].looked_at for drafter in LOOKUPS.values())
     assert seen > TOKENS / 4, "each pass told what became of what was found"
     assert any(drafting.chances[True][drafter][0] != PRIORS[drafter] for drafter in LOOKUPS.values())
     assert drafting.chances[True]["local"][0] == PRIORS["local"]
@@ -256,6 +318,22 @@ def test_drafts_give_way_where_the_cache_is_full():
             speaker.written += drafting.advance(batch, [speaker.asked()])[0]
             assert len(speaker.written) < 100
     assert speaker.sequence.length == 64, "up to the last token that there was room for"
+
+
+def test_branches_give_way_where_the_cache_is_full(monkeypatch):
+    """And give their blocks back."""
+    forks = Forks(monkeypatch)
+    lean, batch, _ = node(kv_bytes=node()[0].blocks.block_bytes * 3)
+    drafting = Drafting(AUTO)
+    speaker = Speaker(lean, batch, drafting, AUTO, "a " * 20, GREEDY)
+    with pytest.raises(NoBlocksError):
+        while True:
+            speaker.written += drafting.advance(batch, [replace(speaker.asked(), room=8)])[0]
+            assert len(speaker.written) < 100
+    assert speaker.sequence.length == 96, "up to the last token that there was room for"
+    assert forks.made > 0
+    speaker.sequence.close()
+    assert lean.blocks.used_bytes == 0
 
 
 @pytest.mark.parametrize("text", ["", "17", "-1", "yes", "4.0", "9999999"])

@@ -30,10 +30,11 @@ def test_every_token_is_that_of_a_node_alone(alone, mode):
 def test_a_wrong_draft_taken_for_a_right_one_is_found(alone, monkeypatch):
     accept = Drafting._accept
 
-    def careless(self, one, draft, logits):
-        found = accept(self, one, draft, logits)
-        wrong = draft and len(found) == 1 and found[0].token_id != draft[0]
-        return [found[0]._replace(token_id=draft[0])] if wrong else found
+    def careless(self, one, growth, logits):
+        found, nodes = accept(self, one, growth, logits)
+        if growth.tree.nodes and len(found) == 1:
+            found = [found[0]._replace(token_id=growth.tree.nodes[0].path[0])]
+        return found, nodes
 
     monkeypatch.setattr(Drafting, "_accept", careless)
     assert write(WANTED, "4").same_as(alone) < alone.tokens
