@@ -71,7 +71,7 @@ class Call(Generic[T]):
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._scope = trio.CancelScope()
+        self._scope: trio.CancelScope | None = None
         self._outcome: outcome.Value[T] | outcome.Error | None = None
 
     def wait(self) -> T:
@@ -92,21 +92,22 @@ class Call(Generic[T]):
 
     def abandon(self) -> None:
         """Cancel the call if it still runs; on any thread."""
-        if self._outcome is None:
+        if self._outcome is None and self._scope is not None:
             self._job.post(self._scope.cancel)
 
     def _go_on(self, fn: Callable[..., Awaitable[T]], *args: Any) -> None:
         """On the compute thread: let ``await fn(*args)`` on the trio thread be the call."""
         assert self._job._nursery is not None, "a job without a nursery makes no calls"
-        self._job.post(self._job._nursery.start_soon, self._serve, fn, args)
+        self._scope = scope = trio.CancelScope()
+        self._job.post(self._job._nursery.start_soon, self._serve, scope, fn, args)
 
-    async def _serve(self, fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
-        with self._scope:
+    async def _serve(self, scope: trio.CancelScope, fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
+        with scope:
             try:
                 self._outcome = outcome.Value(await fn(*args))
             except Exception as error:
                 self._outcome = outcome.Error(error)
-        if self._scope.cancelled_caught:
+        if scope.cancelled_caught:
             self._outcome = outcome.Error(CallAbandonedError())
         # Sent even when nobody waits yet: the job looks at the outcome first and ignores a late message.
         if self._outcome is not None:
@@ -197,7 +198,7 @@ class Job:
         """Have experts computed by the mesh: through the inlet where it can do that, else on the trio thread."""
         inlet = self._thread._inlet
         under_way = inlet.send(self, call) if inlet is not None else None
-        return self.call(remote.compute, call) if under_way is None else under_way
+        return self.call(remote.compute, call.kept()) if under_way is None else under_way
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
         """Run ``fn(*args)`` on the trio thread soon; calls keep their order, and ``fn`` must not raise."""

@@ -32,7 +32,7 @@ from meshmoe.engine.sampling import check_params
 from meshmoe.engine.schedule import Priority
 from meshmoe.model.experts_modules import ExpertWeights
 from meshmoe.transport.service_nursery import open_service_nursery
-from meshmoe.wire.frames import HEADER_BYTES_MAX, PARCEL_BYTES_MAX
+from meshmoe.wire.frames import HEADER_BYTES_MAX, PARCEL_BYTES_MAX, Frame
 
 if TYPE_CHECKING:
     from meshmoe.engine.lean.batch import LeanEngine
@@ -219,6 +219,24 @@ class Engine:
             raise OverloadedError("this box has no memory left for an expert call; ask another holder") from None
         finally:
             self._peer_calls -= 1
+
+    def compute_little(
+        self, layer: int, experts: Sequence[tuple[int, Sequence[int]]], count: int, data: Frame
+    ) -> bytes | None:
+        """On the compute thread: compute a peer's call of few rows at once, if it is one.
+
+        Args:
+            layer: MoE layer ordinal.
+            experts: As `compute_experts` takes them.
+            count: Rows of the hidden states.
+            data: The hidden states, in the model's dtype.
+
+        Returns:
+            The outputs, as `compute_experts` would have them; None if that has to see to it.
+        """
+        if self._lean is None or self.model.card is not None:
+            return None
+        return self._lean.little.serve(layer, experts, count, data)
 
     def prepare_call(
         self, layer: int, rows_by_expert: Sequence[tuple[int, Sequence[int]]], hidden: Tensor

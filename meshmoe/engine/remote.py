@@ -6,11 +6,13 @@ The engine knows no peers. At a layer that needs experts which are not resident 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from meshmoe.engine.request import GenerationStats
+from meshmoe.wire.frames import Frame
 
 
 class LayerCall(NamedTuple):
@@ -19,9 +21,13 @@ class LayerCall(NamedTuple):
     Attributes:
         layer: MoE layer ordinal.
         hidden: ``[T, H]``, the layer's input for all tokens of the step, in the model's dtype, contiguous, on the CPU.
+            It may be overwritten once nobody waits for the call any more: whoever needs it longer copies it (`kept`).
         rows: For each missing expert (ascending), the rows of ``hidden`` routed to it, in canonical order.
         decode: Whether this is a decode step (someone waits for this token) or prefill.
         stats: The request's counters; the mesh side adds bytes and retries.
+        take: On the compute thread, while somebody waits: puts the outputs of some of the experts, rows one after the
+            other in the dtype of ``hidden``, where they belong. Returns False, with no harm done, if it does not take
+            them: there are too many rows, or values that are not finite. What was taken is not in the result.
     """
 
     layer: int
@@ -29,6 +35,11 @@ class LayerCall(NamedTuple):
     rows: dict[int, list[int]]
     decode: bool
     stats: GenerationStats
+    take: Callable[[Sequence[int], Frame], bool] | None = None
+
+    def kept(self) -> LayerCall:
+        """The same call for another thread: with hidden states of its own, and the outputs all in the result."""
+        return self._replace(hidden=self.hidden.clone(), take=None)
 
 
 class RemoteExperts(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from meshmoe.core.errors import WireError
 from meshmoe.core.ids import NodeId
+from meshmoe.engine.kernels.choice import all_finite
 from meshmoe.wire.codec import Decoded
 from meshmoe.wire.messages import ExpertRows
 from meshmoe.wire.tensors import unpack_tensor
@@ -33,6 +33,8 @@ def distinct_rows(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[Tensor, l
     Returns:
         ``[U, H]`` contiguous, and what goes into the message.
     """
+    if hidden.shape[0] == 1:
+        return hidden, [ExpertRows(expert, []) for expert in sorted(rows)]
     distinct = sorted({row for numbers in rows.values() for row in numbers})
     position = {row: i for i, row in enumerate(distinct)}
     everything = list(range(len(distinct)))
@@ -61,11 +63,8 @@ def read_outputs(decoded: Decoded, peer: NodeId, counts: Sequence[int], hidden: 
     outputs = unpack_tensor(decoded.tensor)
     if outputs.shape != (sum(counts), hidden.shape[1]) or outputs.dtype != hidden.dtype:
         raise WireError(f"reply from {peer} is {list(outputs.shape)} {outputs.dtype}, not what was asked for")
-    if not _all_finite(outputs):
+    if not all_finite(outputs):
         raise WireError(f"reply from {peer} has values that are no numbers, or infinite")
-    return list(torch.split(outputs, list(counts)))
-
-
-def _all_finite(outputs: Tensor) -> bool:
-    """Whether all values are finite: their sum is, nearly always, and costs a third of looking at each."""
-    return math.isfinite(float(outputs.sum(dtype=torch.float32))) or bool(outputs.isfinite().all())
+    if len(counts) == 1:
+        return [outputs]
+    return list(outputs.split_with_sizes(list(counts)))

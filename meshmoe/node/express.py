@@ -48,13 +48,13 @@ from meshmoe.transport.base import DirectLane, Parcel, QueueFullError
 from meshmoe.wire.codec import CODEC, Codec, Decoded
 from meshmoe.wire.frames import Frame
 from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply
-from meshmoe.wire.tensors import pack_tensor, unpack_tensor
+from meshmoe.wire.tensors import is_of, pack_rows, pack_tensor, unpack_tensor
 
 logger = logging.getLogger(__name__)
 
 WAIT_S_MAX = 1.0
 PARCELS_A_POLL = 16
-"""Parcels taken in before the thread goes on computing: some 20 us each."""
+"""Parcels taken in before the thread goes on computing: some 20 us each, or 100 with little calls that are served."""
 CALLS_MAX = 256
 """Peers' calls, queued or computed."""
 HANDED_OVER_MAX = 256
@@ -79,6 +79,8 @@ class ExpressCall(Call[dict[int, Tensor]]):
         super().__init__(job)
         self.asked = call
         self.outputs: dict[int, Tensor] = {}
+        self.taken: set[int] = set()
+        """Experts whose outputs `LayerCall.take` has taken."""
         self.open: set[int] = set()
         """Ids of messages that are not answered."""
         self.late: list[NodeId] = []
@@ -112,11 +114,15 @@ class ExpressCall(Call[dict[int, Tensor]]):
         if self.open or self._usual_way or self._outcome is not None:
             return
         call = self.asked
-        rest = {expert: rows for expert, rows in call.rows.items() if expert not in self.outputs}
+        rest = {
+            expert: rows
+            for expert, rows in call.rows.items()
+            if expert not in self.outputs and expert not in self.taken
+        }
         if rest:
             self._usual_way = True
             lost_s = perf_counter() - self._began_s
-            self._go_on(self._express.client.complete, call._replace(rows=rest), self.outputs, self.late, lost_s)
+            self._go_on(self._express.client.complete, call.kept()._replace(rows=rest), self.outputs, self.late, lost_s)
         else:
             self._express.compute.settle(self, outcome.Value(self.outputs))
 
@@ -207,14 +213,18 @@ class Express:
     def _choose(self, call: LayerCall) -> dict[NodeId, list[int]] | None:
         """Who is asked for what; None where some expert has nobody, or has come here meanwhile."""
         now_s = perf_counter()
-        holders: dict[int, list[NodeId]] = {}
+        holders: dict[int, Sequence[NodeId]] = {}
         for expert in call.rows:
             name = ExpertId(call.layer, expert)
             known = self._mesh.holders(name)
-            trusted = [peer for peer in known if not self._times.distrusted(peer, now_s)]
             if not known or self.client.resident(name):
                 return None
-            holders[expert] = trusted or list(known)
+            if len(known) > 1:
+                known = [peer for peer in known if not self._times.distrusted(peer, now_s)] or known
+            holders[expert] = known
+        only = {peer for known in holders.values() for peer in known}
+        if len(only) == 1:  # nothing to choose
+            return {only.pop(): sorted(holders)}
         size_bytes = row_bytes(call.hidden)
         return choose_holders(
             {expert: len(rows) for expert, rows in call.rows.items()},
@@ -262,16 +272,29 @@ class Express:
         if isinstance(message, ExpertReply):
             counts = [len(call.rows[expert]) for expert in asked.experts]
             try:
-                parts = read_outputs(decoded, asked.peer, counts, call.hidden)
+                if not self._taken(under_way, asked.experts, sum(counts), decoded):
+                    parts = read_outputs(decoded, asked.peer, counts, call.hidden)
+                    under_way.outputs.update(zip(asked.experts, parts, strict=True))
             except PeerError as error:
                 logger.info("expert call to %s: %s", asked.peer, error)
                 self.compute.post(self._messenger.blame, asked.peer, "bad_reply", error)
             else:
                 self.counts["answered"] += 1
-                under_way.outputs.update(zip(asked.experts, parts, strict=True))
-                call.stats.received_bytes += sum(part.nbytes for part in parts) + REPLY_HEADER_BYTES
+                call.stats.received_bytes += sum(counts) * row_bytes(call.hidden) // 2 + REPLY_HEADER_BYTES
                 self.client.calls_by_peer[asked.peer] += sum(counts)
         under_way.progress()
+
+    def _taken(self, under_way: ExpressCall, experts: list[int], rows: int, decoded: Decoded) -> bool:
+        """Hand outputs to whoever waits, without making tensors of them; False if that is not possible."""
+        call, tensor = under_way.asked, decoded.tensor
+        if call.take is None or tensor is None:
+            return False
+        header = tensor.header
+        expected = header.rows == rows and header.columns == call.hidden.shape[1] and is_of(header, call.hidden.dtype)
+        if not expected or not call.take(experts, tensor.data):
+            return False
+        under_way.taken.update(experts)
+        return True
 
     def _expire(self, now_s: float) -> None:
         late = [(number, asked) for number, asked in self._asked.items() if asked.deadline_s <= now_s]
@@ -319,8 +342,11 @@ class Express:
             job = self._serving.get((parcel.sender, message.id))
             if job is not None:
                 return self.compute.cancel(job)
-        elif isinstance(message, ExpertCall) and self._is_plain(parcel.sender, message, decoded):
-            return self._serve(parcel, message, decoded)
+        elif isinstance(message, ExpertCall):
+            if message.decode and self._serve_at_once(parcel.sender, message, decoded):
+                return None
+            if self._is_plain(parcel.sender, message, decoded):
+                return self._serve(parcel, message, decoded)
         return self._hand_over(parcel)
 
     def _hand_over(self, parcel: Parcel) -> None:
@@ -339,6 +365,26 @@ class Express:
         self._messenger.deliver(parcel, Lane.DATA)
 
     # -- peers' calls ------------------------------------------------------------------------------------------
+
+    def _serve_at_once(self, peer: NodeId, call: ExpertCall, decoded: Decoded) -> bool:
+        """Compute and answer a decode call of few rows without a job of its own; returns whether it was one.
+
+        Nothing is more urgent, and what takes less than a slice needs no place to stop at.
+        """
+        began_s = perf_counter()
+        if decoded.tensor is None or not is_of(decoded.tensor.header, self._engine.model.dtype):
+            return False
+        (header, data), asked = decoded.tensor, [(wanted.index, wanted.rows) for wanted in call.experts]
+        outputs = self._engine.compute_little(call.layer, asked, header.rows, data)
+        if outputs is None:
+            return False
+        rows = sum(len(numbers) or header.rows for _, numbers in asked)
+        self._server.rows_served += rows
+        self.counts["served"] += 1
+        reply = ExpertReply(id=call.id, compute_us=int((perf_counter() - began_s) * 1e6))
+        frame = pack_rows(self._engine.model.dtype, rows, outputs)
+        self._reply(peer, self._codec.encode(reply, tensor=frame))
+        return True
 
     def _is_plain(self, peer: NodeId, call: ExpertCall, decoded: Decoded) -> bool:
         pool = self._engine.pool

@@ -1,7 +1,8 @@
-"""Tensors as raw frames: no pickle, no copy on the way out, one copy into aligned memory on the way in.
+"""Tensors as raw frames: no pickle, no copy of large ones on the way out, one copy into aligned memory on the way in.
 
-Out: the frame is a view of the tensor's own memory; whoever packs a tensor must not write to it until the transport
-has let go of the frame (in practice: never again). In: a received frame starts wherever the network code put it, and
+Out: the frame of a large tensor is a view of its own memory; whoever packs a tensor must not write to it until the
+transport has let go of the frame (in practice: never again). Small ones are copied: making a view goes through so much
+code that it takes longer. In: a received frame starts wherever the network code put it, and
 kernels choose their path by alignment, so a tensor computed on such a view could differ in its last bits from the same
 tensor computed elsewhere. Results must be bitwise the same wherever an expert stands; so bytes are always copied into
 fresh memory aligned to 64 bytes before anybody computes on them.
@@ -9,15 +10,18 @@ fresh memory aligned to 64 bytes before anybody computes on them.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 
 import torch
 
 from meshmoe.core.errors import WireError
-from meshmoe.wire.frames import Frame, TensorDtype, TensorFrame, TensorHeader
+from meshmoe.wire.frames import ITEM_BYTES, Frame, TensorDtype, TensorFrame, TensorHeader
 
 ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector register; torch's CPU allocator promises as much (c10::gAlignment)."""
+
+_COPIED_BYTES_MAX = 16 << 10
 
 _DTYPE_OF_CODE: dict[TensorDtype, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _CODE_OF_DTYPE: dict[torch.dtype, TensorDtype] = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
@@ -27,7 +31,7 @@ if sys.byteorder != "little":
 
 
 def pack_tensor(tensor: torch.Tensor) -> TensorFrame:
-    """Describe a tensor and expose its memory as a frame, without copying.
+    """Describe a tensor and make its memory a frame, without copying where it is large.
 
     Args:
         tensor: Two-dimensional, contiguous, on the CPU, of dtype float32, float16 or bfloat16, and not empty.
@@ -46,6 +50,8 @@ def pack_tensor(tensor: torch.Tensor) -> TensorFrame:
             f" {tensor.stride()}: it must be contiguous, 2-D, on the CPU, not empty, float32, float16 or bfloat16"
         )
     rows, columns = tensor.shape
+    if (size_bytes := tensor.nbytes) <= _COPIED_BYTES_MAX:
+        return TensorFrame(TensorHeader(code, rows, columns), ctypes.string_at(tensor.data_ptr(), size_bytes))
     # numpy has no bfloat16, but bytes are bytes: every dtype leaves as uint8.
     view = tensor.detach().view(torch.uint8).numpy().data.cast("B")
     return TensorFrame(TensorHeader(code, rows, columns), view)
@@ -65,8 +71,22 @@ def unpack_tensor(frame: TensorFrame) -> torch.Tensor:
         raise WireError(f"tensor frame of {_size_bytes(data)} bytes where {header} needs {header.size_bytes}")
     tensor = torch.empty((header.rows, header.columns), dtype=_DTYPE_OF_CODE[header.dtype])
     assert tensor.data_ptr() % ALIGNMENT_BYTES == 0, "torch's CPU allocator aligns to 64 bytes"
-    tensor.view(torch.uint8).numpy().data.cast("B")[:] = data
+    if header.size_bytes <= _COPIED_BYTES_MAX:
+        ctypes.memmove(tensor.data_ptr(), bytes(data), header.size_bytes)
+    else:
+        tensor.view(torch.uint8).numpy().data.cast("B")[:] = data
     return tensor
+
+
+def pack_rows(dtype: torch.dtype, rows: int, data: bytes) -> TensorFrame:
+    """Describe rows that are bytes already: ``rows`` of them, all of one width."""
+    code = _CODE_OF_DTYPE[dtype]
+    return TensorFrame(TensorHeader(code, rows, len(data) // (rows * ITEM_BYTES[code])), data)
+
+
+def is_of(header: TensorHeader, dtype: torch.dtype) -> bool:
+    """Whether a frame that is so described has values of ``dtype``."""
+    return _DTYPE_OF_CODE[header.dtype] is dtype
 
 
 def _size_bytes(data: Frame) -> int:

@@ -24,13 +24,15 @@ _log = logging.getLogger(__name__)
 
 _compiled: Callable[[ExpertWeights, Tensor], Tensor] | None
 _compiled_together: Callable[[Sequence[ExpertWeights], Sequence[Sequence[int]], Tensor], Tensor] | None
+_all_finite: Callable[[Tensor], bool] | None
 try:
     from meshmoe.engine.kernels.crew import Crew
     from meshmoe.engine.kernels.expert import compute_rows as _compiled
     from meshmoe.engine.kernels.expert import compute_together as _compiled_together
+    from meshmoe.engine.kernels.finite import all_finite as _all_finite
     from meshmoe.engine.kernels.primitives import TAGS
 except ImportError as error:  # numba publishes no build for every platform that torch has one for
-    TAGS, _compiled, _compiled_together = {}, None, None
+    TAGS, _compiled, _compiled_together, _all_finite = {}, None, None, None
     _log.warning("compiled kernels are not available, torch computes everything: %s", error)
 
 
@@ -89,6 +91,11 @@ def compute_together(
     if next(iter(held[0].values())).is_cuda:
         return None
     return _compiled_together(held, rows, hidden)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether all values of a contiguous tensor on the CPU are finite."""
+    return _all_finite(values) if _all_finite is not None else bool(values.isfinite().all())
 
 
 def is_plain(module: nn.Module) -> bool:

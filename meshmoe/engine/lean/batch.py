@@ -25,7 +25,6 @@ experts. Where it is cut does not change a bit. At a layer that lacks experts, o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from time import perf_counter
@@ -43,6 +42,7 @@ from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.kernels.crew import crew_here, linear
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.blocks import BlockPool, Sequence
+from meshmoe.engine.lean.little import LittleCalls, spread
 from meshmoe.engine.lean.model import ROWS_MAX, SLICE_S, LeanModel, Workspace
 from meshmoe.engine.lean.resident import ResidentSnapshot, ResidentTable
 from meshmoe.engine.lean.step import compute_resident, embed, finish, run
@@ -50,9 +50,13 @@ from meshmoe.engine.lean.tables import Layer, Number, Place, Shape
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import LayerCall, RemoteExperts
 from meshmoe.engine.request import GenerationStats
+from meshmoe.wire.frames import Frame
 
 Pair: TypeAlias = tuple[int, int, int]
 """One row's use of one expert: the expert, the row of the batch, the expert's place among those that the row chose."""
+
+_FEW_ROWS = 16
+"""For which a loop in plain Python takes less than numpy's calls."""
 
 _HEAD_BLOCK_BYTES = 8 << 20
 """Of the logits' weights, computed between two looks."""
@@ -86,6 +90,7 @@ class LeanEngine:
     Attributes:
         model: The model.
         blocks: The room.
+        little: Serves peers' little calls.
         clock: Seconds that passes are timed by.
     """
 
@@ -104,6 +109,7 @@ class LeanEngine:
         self.remote = remote
         self.counts = counts
         self.resident = ResidentTable(pool, experts_per_layer, model.plan.embedding.dtype)
+        self.little = LittleCalls(model.plan, self.resident)
 
     @property
     def tokens_max(self) -> int:
@@ -305,12 +311,22 @@ class LeanBatch:
 
     def _missing(self, snapshot: ResidentSnapshot, at: int) -> list[Pair]:
         """All that is not resident, experts and rows ascending."""
-        moe, top_k = self._model.plan.layers[at, [Layer.MOE, Layer.TOP_K]].tolist()
+        layer = self._model.plan.layers[at]
+        moe, top_k = int(layer[Layer.MOE]), int(layer[Layer.TOP_K])
         chosen = self._work.chosen[moe, :, :top_k]
+        if len(chosen) <= _FEW_ROWS:
+            present = snapshot.present[moe]
+            return sorted(
+                (expert, row, place)
+                for row, experts in enumerate(chosen.tolist())
+                for place, expert in enumerate(experts)
+                if expert >= 0 and not present[expert]
+            )
         rows, places = np.nonzero((chosen >= 0) & (snapshot.addresses[moe, chosen, 0] == 0))
         return sorted(zip(chosen[rows, places].tolist(), rows.tolist(), places.tolist(), strict=True))
 
     # Plain Python from here on: a decode step has a handful of pairs, for which a numpy call costs more than a loop.
+    # So do torch's: each of them takes some 10 us when the caches have seen other things since the last.
 
     def _send(self, moe: int, missing: list[Pair]) -> _Asked:
         """Ask the mesh for the missing experts of a layer, for all rows at once."""
@@ -318,19 +334,37 @@ class LeanBatch:
         if remote is None:
             named = ", ".join(str(ExpertId(moe, expert)) for expert in sorted({expert for expert, _, _ in missing}))
             raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
-        needed = sorted({row for _, row, _ in missing})
+        if self._work.count == 1:
+            needed, hidden = [0], self._work.hidden
+        else:
+            needed = sorted({row for _, row, _ in missing})
+            whole = len(needed) == self._work.count
+            hidden = self._work.hidden if whole else self._work.hidden.index_select(0, torch.tensor(needed))
         within = {row: at for at, row in enumerate(needed)}
-        normed = self._work.normed[: self._work.count]
-        hidden = normed.clone() if len(needed) == len(normed) else normed.index_select(0, torch.tensor(needed))
         by_expert: dict[int, list[int]] = {}
         for expert, row, _ in missing:
             by_expert.setdefault(expert, []).append(within[row])
         concerned = [self._rows[row] for row in needed]
         decode = any(row.decode for row in concerned)
         # As patient as the most patient of them; if that is in vain, the others can still be tried alone.
-        stats = GenerationStats(stalled_s=min(row.stats.stalled_s for row in concerned))
-        call = self._job.ask(remote, LayerCall(moe, hidden, by_expert, decode, stats))
-        return _Asked(call, moe, hidden, by_expert, missing, stats)
+        stats = GenerationStats(stalled_s=min([row.stats.stalled_s for row in concerned]))
+        taken: set[int] = set()
+
+        def take(experts: Rows[int], data: Frame) -> bool:
+            places = [at for wanted in experts for expert, at in self._places(missing) if expert == wanted]
+            if not self._engine.little.take(data, places):
+                return False
+            taken.update(experts)
+            return True
+
+        call = self._job.ask(remote, LayerCall(moe, hidden, by_expert, decode, stats, take))
+        return _Asked(call, moe, hidden, by_expert, missing, stats, taken)
+
+    def _places(self, missing: list[Pair]) -> list[tuple[int, int]]:
+        """For each pair its expert, and the address of its place among the outputs."""
+        top_k, outputs = self._model.plan.top_k, self._work.outputs
+        row_bytes, start = 4 * outputs.shape[2], outputs.data_ptr()
+        return [(expert, start + (row * top_k + place) * row_bytes) for expert, row, place in missing]
 
     def _receive(self, asked: _Asked) -> None:
         """Wait for the missing experts' outputs and put them where the others' are."""
@@ -345,24 +379,35 @@ class LeanBatch:
         finally:
             self._asked = None
             self._account(asked, self.clock() - began, asked.stats.stalled_s - stalled_s)
-        outputs, at = self._work.outputs.numpy().reshape(-1, self._model.plan.top_k, asked.hidden.shape[1]), 0
+        if len(asked.taken) == len(asked.rows):
+            return
+        hidden, places, at = asked.hidden.shape[1], self._places(asked.missing), 0
+        moves: list[int] = []
         for expert, numbers in asked.rows.items():
-            reply, shape = replies.get(expert), (len(numbers), asked.hidden.shape[1])
+            first, at = at, at + len(numbers)
+            if expert in asked.taken:
+                continue
+            reply, shape = replies.get(expert), (len(numbers), hidden)
             if reply is None or reply.shape != shape or reply.dtype != asked.hidden.dtype:
                 found = "nothing" if reply is None else f"{tuple(reply.shape)} {reply.dtype}"
                 raise PeerError(
                     f"expert {ExpertId(asked.layer, expert)}: the mesh answered {found}, not {shape} "
                     f"{asked.hidden.dtype}"
                 )
-            pairs = asked.missing[at : at + len(numbers)]
-            outputs[[row for _, row, _ in pairs], [place for _, _, place in pairs]] = reply.float().numpy()
-            at += len(numbers)
+            replies[expert] = reply = reply.contiguous()  # which the dict keeps
+            row_bytes = hidden * reply.element_size()
+            for number, (_, place) in enumerate(places[first:at]):
+                moves += (reply.data_ptr() + number * row_bytes, place)
+        spread(self._model.plan.tag, np.array(moves, np.int64), hidden)
 
     def _account(self, asked: _Asked, waited_s: float, stalled_s: float) -> None:
         """Tell the requests concerned what the call took; bytes in proportion to their shares of it."""
         self.waited_s += waited_s
         by_request: dict[int, tuple[Row, int]] = {}
-        for number, share in sorted(Counter(row for _, row, _ in asked.missing).items()):
+        shares: dict[int, int] = {}
+        for _, number, _ in asked.missing:
+            shares[number] = shares.get(number, 0) + 1
+        for number, share in sorted(shares.items()):
             row = self._rows[number]
             by_request[id(row.stats)] = (row, by_request.get(id(row.stats), (row, 0))[1] + share)
         for row, share in by_request.values():
@@ -431,3 +476,4 @@ class _Asked(NamedTuple):
     rows: dict[int, list[int]]
     missing: list[Pair]
     stats: GenerationStats
+    taken: set[int]

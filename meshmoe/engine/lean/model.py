@@ -10,8 +10,10 @@ from meshmoe.engine.cache import CacheTraits
 from meshmoe.engine.kernels.compiling import once_a_machine
 from meshmoe.engine.kernels.crew import desk_here, linear
 from meshmoe.engine.kernels.expert import expert_call
+from meshmoe.engine.kernels.finite import finite
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.blocks import BlockPool
+from meshmoe.engine.lean.little import serve_rows, spread
 from meshmoe.engine.lean.plan import LeanPlan, make_plan
 from meshmoe.engine.lean.step import compute_resident, embed, finish, run
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
@@ -96,6 +98,9 @@ class LeanModel:
         linear(plan.tag, 0, 0, 0, 0, 0, 1, 0, 0)
         finish(plan.tag, plan.shape, 0, 0, plan.numbers[Number.NORM_EPS], places, one[:0])
         expert_call(plan.tag, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        serve_rows(plan.tag, 0, table[0], one[:0], 0, 0, 0, 0, 0)
+        spread(plan.tag, one[:0], 0)
+        finite(plan.tag, 0, 0)
 
     def _rotate(self, begin: int, long: bool) -> tuple[Tensor, Tensor]:
         like, switch = self.plan.embedding[:1, :1], self.plan.switch_tokens
@@ -120,7 +125,8 @@ class Workspace:
         chosen: ``[MoE layers, rows, k]``, the experts of each layer; for as many rows as were asked for last.
         sorting: See `step.run`.
         count: Rows that were asked for last.
-        normed: ``[R, H]``, the input of the experts.
+        normed: ``[R, H]``, the input of the experts; of as many rows as there is room for.
+        hidden: The same, of the rows that were asked for last.
         outputs: ``[R, k, H]`` float32, the experts' outputs.
     """
 
@@ -169,4 +175,4 @@ class Workspace:
         self.places[Place.DESK] = desk_here()
         if rows != self.count:
             self.chosen = np.full((int(layers[:, Layer.MOE].max()) + 1, rows, plan.top_k), -1, np.int64)
-            self.count = rows
+            self.count, self.hidden = rows, self.normed[:rows]

@@ -24,11 +24,13 @@ class ResidentSnapshot:
 
     Attributes:
         addresses: ``[layers, experts, 2]`` int64: gate-and-up projection, down projection; 0 for what is not resident.
+        present: The same by layer and expert, as plain Python has it: whether it is resident.
     """
 
     def __init__(self, weights: dict[ExpertId, ExpertWeights], addresses: Ints) -> None:
         self._weights = weights
         self.addresses = addresses
+        self.present: list[list[bool]] = (addresses[:, :, 0] != 0).tolist()
 
 
 class ResidentTable:

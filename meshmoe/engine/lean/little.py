@@ -1,0 +1,166 @@
+"""Expert calls of few rows with little around them: one compiled call serves a peer, another takes in what came back.
+
+A call of a decode step computes for some 20 us. Through general code it took 200 at the peer and 100 at the asker, most
+of them because code that runs once in two milliseconds is not in the nearest caches any more: a short way through few
+functions counts for more than what the functions do. So nothing here makes a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from meshmoe.engine.dispatch import TOGETHER_BYTES_MAX, TOGETHER_ROWS_MAX
+from meshmoe.engine.kernels.compiling import jit
+from meshmoe.engine.kernels.crew import desk_here
+from meshmoe.engine.kernels.expert import expert_rows
+from meshmoe.engine.kernels.primitives import F32_TAG, Tag, read, size_of, write
+from meshmoe.engine.lean.attention import Ints
+from meshmoe.engine.lean.plan import LeanPlan
+from meshmoe.engine.lean.resident import ResidentTable
+from meshmoe.engine.lean.tables import Layer, Shape
+from meshmoe.wire.frames import Frame
+
+
+@jit
+def serve_rows(
+    tag: Tag, desk: int, experts: Ints, asked: Ints, x: int, y: int, scratch: int, hidden: int, width: int
+) -> int:
+    """Compute several experts, each on its rows.
+
+    Args:
+        tag: Dtype of the model.
+        desk: See `kernels.crew.linear`.
+        experts: ``[experts, 2]``: addresses of gate-and-up and down projection, 0 for what is not resident.
+        asked: For each expert its index, how many rows it computes, and these.
+        x: ``[rows, hidden]`` in the dtype of the model.
+        y: Gets the outputs one after the other, in the same dtype.
+        scratch: Room for ``TOGETHER_ROWS_MAX * (2 * hidden + 3 * width)`` float32.
+        hidden: Width of the hidden state.
+        width: Of an expert.
+
+    Returns:
+        Rows of output, or -1 if an expert is not resident.
+    """
+    wide, done, at = hidden * size_of(tag), 0, 0
+    computed = scratch + 4 * TOGETHER_ROWS_MAX * hidden
+    inner = computed + 4 * TOGETHER_ROWS_MAX * hidden
+    while at < len(asked):
+        expert, count = asked[at], asked[at + 1]
+        if experts[expert, 0] == 0:
+            return -1
+        rows = x + asked[at + 2] * wide
+        if count > 1:
+            rows = scratch
+            for m in range(count):
+                for n in range(hidden):
+                    write(tag, scratch, m * hidden + n, read(tag, x, asked[at + 2 + m] * hidden + n))
+        expert_rows(tag, desk, experts[expert, 0], experts[expert, 1], rows, computed, inner, count, hidden, width)
+        for i in range(count * hidden):
+            write(tag, y, done * hidden + i, read(F32_TAG, computed, i))
+        done += count
+        at += 2 + count
+    return done
+
+
+@jit
+def spread(tag: Tag, moves: Ints, hidden: int) -> bool:
+    """Widen rows to float32 where they belong.
+
+    Args:
+        tag: Their dtype.
+        moves: Address of a row, address of its place; and so on.
+        hidden: Width of a row.
+
+    Returns:
+        Whether all of it was finite.
+    """
+    bad = 0
+    for at in range(0, len(moves), 2):
+        for n in range(hidden):
+            number = read(tag, moves[at], n)
+            bad += number - number != 0
+            write(F32_TAG, moves[at + 1], n, number)
+    return bad == 0
+
+
+class LittleCalls:
+    """Serves peers' calls of few rows, and takes in the answers to own ones; for the compute thread alone."""
+
+    def __init__(self, plan: LeanPlan, resident: ResidentTable) -> None:
+        """Serve with ``resident`` experts of the model that ``plan`` describes."""
+        self._plan = plan
+        self._resident = resident
+        self._hidden, size = int(plan.shape[Shape.HIDDEN]), plan.embedding.element_size()
+        self._row_bytes = self._hidden * size
+        moe = plan.layers[plan.layers[:, Layer.MOE] >= 0]
+        self._layers: dict[int, tuple[int, int, int]] = {}
+        """By ordinal: experts, width, how many of them a call may ask for."""
+        for ordinal, experts, width in moe[:, [Layer.MOE, Layer.EXPERTS, Layer.WIDTH]].tolist():
+            most = TOGETHER_BYTES_MAX // (3 * self._hidden * width * size)
+            self._layers[ordinal] = experts, width, most
+        widest = max((width for _, width, _ in self._layers.values()), default=0)
+        room = TOGETHER_ROWS_MAX * self._row_bytes
+        self._x, self._y = np.zeros(room, np.uint8), np.zeros(room, np.uint8)
+        self._scratch = np.zeros(TOGETHER_ROWS_MAX * (2 * self._hidden + 3 * widest), np.float32)
+        self._addresses = tuple(array.ctypes.data for array in (self._x, self._y, self._scratch))
+        self._in, self._out = self._x.data, self._y.data
+
+    def take(self, data: Frame, places: Sequence[int]) -> bool:
+        """Widen rows to float32.
+
+        Args:
+            data: Rows in the model's dtype.
+            places: For each of them the address of its place.
+
+        Returns:
+            Whether it was done: False if there are too many, or another number of rows, or some are not finite.
+        """
+        size, first = self._row_bytes, self._addresses[0]
+        if len(places) > TOGETHER_ROWS_MAX or len(data) != len(places) * size:
+            return False
+        self._in[: len(data)] = data
+        moves = [number for at, place in enumerate(places) for number in (first + at * size, place)]
+        return spread(self._plan.tag, np.array(moves, np.int64), self._hidden)
+
+    def serve(self, layer: int, experts: Sequence[tuple[int, Sequence[int]]], count: int, data: Frame) -> bytes | None:
+        """Compute a call, if it is a little one.
+
+        Args:
+            layer: MoE layer ordinal.
+            experts: The experts, each with its rows of the hidden states; none are all of them.
+            count: Rows of the hidden states.
+            data: The hidden states, in the model's dtype.
+
+        Returns:
+            The outputs, one after the other; None if the call is not little, not valid, or for experts that are not
+            resident.
+        """
+        known = self._layers.get(layer)
+        if known is None or not 0 < count <= TOGETHER_ROWS_MAX or len(data) != count * self._row_bytes:
+            return None
+        n_experts, width, most = known
+        asked: list[int] = []
+        for index, rows in experts:
+            numbers = rows or range(count)
+            if not 0 <= index < n_experts or min(numbers) < 0 or max(numbers) >= count:
+                return None
+            asked += (index, len(numbers), *numbers)
+        if not 0 < len(experts) <= most or len(asked) - 2 * len(experts) > TOGETHER_ROWS_MAX:
+            return None
+        self._in[: len(data)] = data
+        snapshot = self._resident.snapshot()
+        x, y, scratch = self._addresses
+        done = serve_rows(
+            self._plan.tag,
+            desk_here(),
+            snapshot.addresses[layer],
+            np.array(asked, np.int64),
+            x,
+            y,
+            scratch,
+            self._hidden,
+            width,
+        )
+        return bytes(self._out[: done * self._row_bytes]) if done > 0 else None

@@ -1,0 +1,113 @@
+"""Little calls: the bits of the general way, and a plain no to everything that is not one."""
+
+import numpy as np
+import pytest
+import torch
+
+from meshmoe.core.ids import ExpertId
+from meshmoe.engine.dispatch import TOGETHER_ROWS_MAX
+from meshmoe.engine.kernels.choice import all_finite, compute
+from meshmoe.engine.lean.little import LittleCalls
+from meshmoe.engine.lean.resident import ResidentTable
+from meshmoe.engine.model import load_moe_model
+from meshmoe.engine.pool import ExpertPool
+from meshmoe.model.checkpoint import Checkpoint
+from meshmoe.model.loading import load_expert
+from meshmoe.model.tiny import make_tiny_checkpoint
+from meshmoe.wire.tensors import pack_tensor
+
+LAYER, LACKING = 1, 3
+
+
+class Case:
+    """A model, all of whose experts are resident but one."""
+
+    def __init__(self, checkpoint, dtype):
+        self.model, self.pool = load_moe_model(checkpoint, dtype=dtype), ExpertPool(1 << 40)
+        for expert in self.model.experts:
+            if expert != ExpertId(LAYER, LACKING):
+                self.pool.add(expert, load_expert(checkpoint, expert, dtype))
+        sizes = [layer.n_experts for layer in self.model.layers]
+        plan = self.model.lean.plan
+        self.hidden = int(plan.embedding.shape[1])
+        self.calls = LittleCalls(plan, ResidentTable(self.pool, sizes, dtype))
+
+    def rows(self, count, seed=0):
+        return torch.randn(count, self.hidden, generator=torch.Generator().manual_seed(seed)).to(self.model.dtype)
+
+    def served(self, experts, rows):
+        return self.calls.serve(LAYER, experts, len(rows), bytes(pack_tensor(rows).data))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return Checkpoint.open(make_tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("tiny"), dtype=torch.float32))
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16, torch.float16])
+def case(request, checkpoint):
+    return Case(checkpoint, request.param)
+
+
+@pytest.mark.parametrize("experts", [[(0, [])], [(0, []), (2, [])], [(2, [1]), (0, [2, 0])], [(1, [0, 1, 2])]])
+def test_what_is_served_has_the_bits_of_the_general_way(case, experts):
+    x = case.rows(3)
+    expected = [
+        compute(case.model.layers[LAYER].module, case.pool.get(ExpertId(LAYER, index)), x[numbers or [0, 1, 2]])
+        for index, numbers in experts
+    ]
+    assert case.served(experts, x) == bytes(pack_tensor(torch.cat(expected)).data)
+
+
+@pytest.mark.parametrize(
+    "experts", [[], [(LACKING, [])], [(0, []), (LACKING, [])], [(-1, [])], [(99, [])], [(0, [3])], [(0, [-1])]]
+)
+def test_what_is_not_valid_or_not_resident_is_left_to_others(case, experts):
+    assert case.served(experts, case.rows(3)) is None
+
+
+def test_so_are_calls_that_are_not_little_and_data_of_another_size(case):
+    assert case.served([(0, [])], case.rows(TOGETHER_ROWS_MAX)) is not None
+    assert case.served([(0, [])], case.rows(TOGETHER_ROWS_MAX + 1)) is None
+    assert case.served([(0, []), (1, [0])], case.rows(TOGETHER_ROWS_MAX)) is None
+    data = bytes(pack_tensor(case.rows(2)).data)
+    assert case.calls.serve(LAYER, [(0, [])], 2, data[:-2]) is None
+    assert case.calls.serve(99, [(0, [])], 2, data) is None
+
+
+def test_an_evicted_expert_is_served_no_more_and_comes_back(case):
+    expert, x = ExpertId(LAYER, 2), case.rows(1)
+    before, weights = case.served([(2, [])], x), case.pool.get(expert)
+    case.pool.evict(expert)
+    assert case.served([(2, [])], x) is None
+    case.pool.add(expert, weights)
+    assert case.served([(2, [])], x) == before
+
+
+def test_rows_are_taken_to_their_places(case):
+    x, places = case.rows(2), np.zeros((4, case.hidden), np.float32)
+    to = [places.ctypes.data + 4 * case.hidden * row for row in (3, 1)]
+    assert case.calls.take(pack_tensor(x).data, to)
+    assert np.array_equal(places[[3, 1]], x.float().numpy())
+    assert not places[[0, 2]].any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_rows_that_are_not_finite_are_not_taken(case, bad):
+    x, places = case.rows(2), np.zeros((2, case.hidden), np.float32)
+    to = [places.ctypes.data, places.ctypes.data + 4 * case.hidden]
+    assert all_finite(x)
+    x[1, -1] = bad
+    assert not case.calls.take(pack_tensor(x).data, to)
+    assert not all_finite(x)
+
+
+def test_large_finite_numbers_are_finite_though_their_sum_is_not():
+    assert all_finite(torch.full((4, 64), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16))
+
+
+def test_neither_more_rows_than_there_are_places_nor_fewer(case):
+    places = np.zeros((2, case.hidden), np.float32)
+    assert not case.calls.take(pack_tensor(case.rows(2)).data, [places.ctypes.data])
+    assert not case.calls.take(pack_tensor(case.rows(1)).data, [places.ctypes.data] * 2)
+    assert not places.any()
