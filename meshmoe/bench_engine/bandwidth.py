@@ -10,6 +10,7 @@ import torch
 from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.dots import dots_1x1
 from meshmoe.engine.kernels.primitives import F32_TAG
+from meshmoe.model.tensors import aligned_buffer
 
 READ_BYTES = 256 << 20
 
@@ -26,7 +27,7 @@ def readers(size_bytes: int = READ_BYTES) -> dict[str, Callable[[], float]]:
 
     The fastest of them is what is called read bandwidth here.
     """
-    memory = torch.ones(size_bytes // 4)
+    memory = aligned_buffer(size_bytes).view(torch.float32).fill_(1)
     block = 4096
     ones, out = torch.ones(block), torch.zeros(1)
     whole = memory.view(-1, 1 << 16)

@@ -14,6 +14,7 @@ from meshmoe.bench_engine.bandwidth import readers
 from meshmoe.bench_engine.turns import Progress, in_turns
 from meshmoe.engine.kernels.expert import compute_rows
 from meshmoe.model.experts_modules import ExpertWeights
+from meshmoe.model.tensors import DTYPE_CODES, TensorSpec, aligned_views
 
 SHAPES = ((256, 48), (1024, 512), (2048, 768))
 """Hidden width and expert width: edge-12m, bench-1.7b, Qwen3-30B-A3B."""
@@ -86,10 +87,12 @@ def kernel_table(figures: list[KernelFigure]) -> str:
 
 def _pool(hidden: int, width: int, dtype: torch.dtype, pool_bytes: int) -> list[ExpertWeights]:
     size = 3 * hidden * width * dtype.itemsize
-    count = max(2, pool_bytes // size)
-    gate_up = torch.empty(count, 2 * width, hidden, dtype=dtype).normal_(std=hidden**-0.5)
-    down = torch.empty(count, hidden, width, dtype=dtype).normal_(std=width**-0.5)
-    return [{"gate_up_proj": a, "down_proj": b} for a, b in zip(gate_up, down, strict=True)]
+    code, pool = DTYPE_CODES[dtype], []
+    for _ in range(max(2, pool_bytes // size)):
+        # In memory as the product has it.
+        gate_up, down = aligned_views([TensorSpec(code, (2 * width, hidden)), TensorSpec(code, (hidden, width))])
+        pool.append({"gate_up_proj": gate_up.normal_(std=hidden**-0.5), "down_proj": down.normal_(std=width**-0.5)})
+    return pool
 
 
 def _measured(
