@@ -8,9 +8,11 @@ import pytest
 import trio
 
 from meshmoe.core.endpoints import Lane
+from meshmoe.core.ids import NodeId
 from meshmoe.core.links import LinkShape
 from meshmoe.transport.base import QueueFullError, UnreachableError
 from meshmoe.transport.impaired import BREAK_AFTER_S, open_impaired_transport
+from meshmoe.transport.impaired_direct import ImpairedDirectLane
 from meshmoe.transport.memory import MemoryHub
 from meshmoe.transport.zmq_transport import open_zmq_transport
 from tests.transport.support import A, B, C, trio_test
@@ -184,3 +186,51 @@ async def test_what_is_under_way_to_a_peer_that_is_disconnected_is_dropped():
         await trio.to_thread.run_sync(deliver)
         assert bytes((await trio.to_thread.run_sync(receive, there)).frames[0]) == b"new"
         assert a.stats(B).dropped_parcels == 1
+
+
+class SlowSleeper:
+    """Stands for a lane and for the clock of a thread that wakes up 30 us late, whatever it waits for."""
+
+    LATE_S, LOOK_S = 30e-6, 1e-7
+
+    def __init__(self):
+        self.now_s, self.late_s = 0.0, []
+        self.due_s = 0.0
+
+    def current_time(self):
+        self.now_s += self.LOOK_S
+        return self.now_s
+
+    def wait(self, timeout_s):
+        self.now_s += timeout_s + self.LATE_S
+
+    def send(self, peer, frames):
+        self.late_s.append(self.now_s - self.due_s)
+
+    def wake(self):
+        pass
+
+    def emulates(self, peer):
+        return True
+
+    def is_life(self, peer, life):
+        return True
+
+    def pass_alone(self, peer, lane, frames, now_s):
+        self.due_s = now_s + 600e-6
+        return self.due_s, 0
+
+
+@trio_test
+async def test_a_thread_that_wakes_up_late_learns_to_deliver_in_time_and_never_early():
+    sleeper = SlowSleeper()
+    lane = ImpairedDirectLane(sleeper, sleeper, Lane.DATA)
+    lane._clock = sleeper
+    for _ in range(100):
+        lane.send(NodeId("b"), [b"x"])
+        lane.wait(1.0)
+    assert len(sleeper.late_s) == 100
+    assert min(sleeper.late_s) >= 0
+    assert sleeper.late_s[0] > 25e-6
+    assert max(sleeper.late_s[-50:]) < 1e-6
+    assert lane._early_s < 40e-6, "it wakes up no earlier than it has to"
