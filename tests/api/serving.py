@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 import trio
 
+from meshmoe.api import server
 from meshmoe.api.cause import cause
 from meshmoe.api.server import ApiAddresses, serve_api
 
@@ -79,11 +81,17 @@ class Served:
         if self._thread.is_alive():
             assert self._token is not None
             self._token.run_sync_soon(self._scope.cancel)
-        self._thread.join(timeout=20)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive(), "the server does not stop"
         if self.error is not None:
             raise self.error
         return time.monotonic() - begun_s
+
+    def stops_at_once(self) -> bool:
+        """Whether it stops without its grace, which is long here: so slowness is not taken for waiting."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server, "STOP_GRACE_S", 50.0)
+            return self.stop() < 40
 
     def call(self, function: Callable[[], Result]) -> Result:
         """Run ``function`` in the server's thread."""
@@ -94,7 +102,7 @@ class Served:
             transport=httpx.HTTPTransport(uds=str(self.path)), base_url="http://localhost", timeout=30, **options
         )
 
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> float:
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> float:
         """Wait for ``condition``; returns the seconds that it took."""
         begun_s = time.monotonic()
         while not condition():

@@ -91,7 +91,7 @@ def test_heads_that_are_too_much_end_in_an_error(service: ScriptedService, tmp_p
     with Served(service, tmp_path / "m.sock") as served:
         client = connect(served.path)
         try:
-            client.settimeout(3)
+            client.settimeout(0.5)
             client.sendall(head)
             answer = client.recv(4096)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):

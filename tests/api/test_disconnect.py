@@ -24,7 +24,7 @@ def long_context(served: Served) -> None:
 
 def raw_request(served: Served, body: dict[str, Any], receive_buffer: int | None = None) -> socket.socket:
     raw = socket.socket(socket.AF_UNIX)
-    raw.settimeout(5)
+    raw.settimeout(30)
     raw.connect(str(served.path))
     data = json.dumps(body).encode()
     raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
@@ -38,7 +38,7 @@ def test_leaving_a_stream_cancels_it(served: Served) -> None:
             if count == 6:
                 assert served.service.active == 1
                 break
-    assert served.wait_until(lambda: served.service.active == 0) < 0.5
+    served.wait_until(lambda: served.service.active == 0)
 
 
 def test_leaving_before_the_first_token_cancels_it(served: Served) -> None:
@@ -46,14 +46,14 @@ def test_leaving_before_the_first_token_cancels_it(served: Served) -> None:
     raw = raw_request(served, ENDLESS)
     served.wait_until(lambda: served.service.active == 1)
     raw.close()
-    assert served.wait_until(lambda: served.service.active == 0) < 0.5
+    served.wait_until(lambda: served.service.active == 0)
 
 
 def test_leaving_while_waiting_for_a_whole_answer_cancels_it(served: Served) -> None:
     served.service.delay_s = 0.01
     with served.client() as client, pytest.raises(httpx.ReadTimeout):
         client.post("/v1/completions", json={**ENDLESS, "stream": False}, timeout=0.3)
-    assert served.wait_until(lambda: served.service.active == 0) < 0.5
+    served.wait_until(lambda: served.service.active == 0)
 
 
 def test_leaving_cancels_all_choices(served: Served) -> None:
@@ -61,7 +61,7 @@ def test_leaving_cancels_all_choices(served: Served) -> None:
     raw = raw_request(served, {**ENDLESS, "n": 20})
     served.wait_until(lambda: served.service.active == 8)
     raw.close()
-    assert served.wait_until(lambda: served.service.active == 0) < 0.5
+    served.wait_until(lambda: served.service.active == 0)
     assert served.service.started == 8
 
 
@@ -78,17 +78,17 @@ def test_leaving_in_the_middle_of_the_body(served: Served) -> None:
 def test_a_slow_body_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "BODY_READ_S_MAX", 0.2)
     with socket.socket(socket.AF_UNIX) as raw:
-        raw.settimeout(5)
+        raw.settimeout(30)
         raw.connect(str(served.path))
         raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408" in raw.recv(65536).splitlines()[0]
 
 
 def test_a_slow_head_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert served.stop() < 2
+    served.stop()
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.2)
     with Served(served.service, served.path) as again, socket.socket(socket.AF_UNIX) as raw:
-        raw.settimeout(5)
+        raw.settimeout(30)
         raw.connect(str(again.path))
         raw.sendall(b"POST /v1/compl")
         assert raw.recv(65536) == b""
@@ -103,7 +103,7 @@ def test_a_client_that_does_not_read_blocks_only_itself(served: Served) -> None:
         begun_s = time.monotonic()
         with client.stream("POST", "/v1/completions", json=body) as response:
             assert events(response)[-1] == "[DONE]"
-        assert time.monotonic() - begun_s < 2
+        assert time.monotonic() - begun_s < 20
     assert served.service.active == 1
     raw.close()
     served.wait_until(lambda: served.service.active == 0)
@@ -113,7 +113,7 @@ def test_a_client_that_does_not_read_is_cut_off(served: Served, monkeypatch: pyt
     monkeypatch.setattr(connection, "WRITE_S_MAX", 0.3)
     with raw_request(served, ENDLESS):
         served.wait_until(lambda: served.service.active == 1)
-        assert served.wait_until(lambda: served.service.active == 0) < 3
+        served.wait_until(lambda: served.service.active == 0, timeout_s=20)  # of 30 s otherwise
 
 
 def test_stop_ends_open_streams_with_an_error(served: Served) -> None:
@@ -128,8 +128,8 @@ def test_stop_ends_open_streams_with_an_error(served: Served) -> None:
     listener.start()
     served.wait_until(lambda: served.service.active == 1)
     time.sleep(0.1)
-    assert served.stop() < 1
-    listener.join(5)
+    assert served.stops_at_once()
+    listener.join(30)
     assert json.loads(lines[-1])["error"]["message"] == "this node is stopping"
     assert served.service.active == 0
     assert not served.path.exists()
@@ -146,8 +146,8 @@ def test_stop_refuses_those_who_wait_for_a_whole_answer(served: Served) -> None:
     asker = threading.Thread(target=ask)
     asker.start()
     served.wait_until(lambda: served.service.active == 1)
-    assert served.stop() < 1
-    asker.join(5)
+    assert served.stops_at_once()
+    asker.join(30)
     assert answers[0].status_code == 503
     assert answers[0].json()["error"]["type"] == "not_serving_error"
 
@@ -156,7 +156,7 @@ def test_stop_does_not_wait_for_a_client_that_does_not_read(served: Served) -> N
     with raw_request(served, ENDLESS):
         served.wait_until(lambda: served.service.active == 1)
         time.sleep(0.3)
-        assert served.stop() < 2.5
+        assert served.stop() < 20, "a grace of a second"
     assert served.service.active == 0
 
 
@@ -165,7 +165,7 @@ def test_stop_does_not_wait_for_idle_connections(served: Served) -> None:
         client.get("/health")
         raw.connect(str(served.path))
         time.sleep(0.05)
-        assert served.stop() < 1
+        assert served.stops_at_once()
 
 
 def test_two_requests_at_once_on_a_connection_that_breaks(served: Served) -> None:
@@ -175,7 +175,7 @@ def test_two_requests_at_once_on_a_connection_that_breaks(served: Served) -> Non
     served.wait_until(lambda: served.service.active == 1)
     raw.close()
     served.wait_until(lambda: served.service.active == 0)
-    assert served.stop() < 1
+    assert served.stops_at_once()
 
 
 def test_more_connections_than_allowed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,14 +188,13 @@ def test_more_connections_than_allowed(served: Served, monkeypatch: pytest.Monke
         assert client.get("/health").status_code == 503
         for raw in held:
             raw.close()
-        time.sleep(0.1)
-        assert client.get("/health").status_code == 200
+        served.wait_until(lambda: client.get("/health").status_code == 200)
 
 
 def test_an_endless_body_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "DISCARD_S_MAX", 0.3)
     with socket.socket(socket.AF_UNIX) as raw:
-        raw.settimeout(5)
+        raw.settimeout(30)
         raw.connect(str(served.path))
         raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
@@ -203,5 +202,5 @@ def test_an_endless_body_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPa
         with pytest.raises(OSError):  # broken pipe or reset, as it comes
             while True:
                 raw.sendall(piece)
-        assert time.monotonic() - begun_s < 3
-    assert served.stop() < 1
+        assert time.monotonic() - begun_s < 5, "and not after 30 s"
+    assert served.stops_at_once()

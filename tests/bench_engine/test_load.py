@@ -138,12 +138,13 @@ def test_requests_go_out_when_they_are_due_whatever_became_of_the_earlier_ones()
 
     async def answer(stream, body):
         came_s.append(trio.current_time())
-        await trio.sleep(0.3)
+        while len(came_s) < 2:  # the first is not answered before the second has come
+            await trio.sleep(0.01)
         await our_answer(stream, body)
 
     _, outcome = run(answer, [("a", 4, 0.0), ("b", 4, 0.1)])
-    assert 0.08 < came_s[1] - came_s[0] < 0.29
-    assert outcome.took_s > 0.3
+    assert came_s[1] - came_s[0] > 0.08
+    assert outcome.took_s > 0.1
 
 
 def test_prompts_beside_begin_with_the_streams_and_end_with_them():

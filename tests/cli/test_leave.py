@@ -27,10 +27,10 @@ def test_tells_how_it_goes(served: Served, invoke: Invoke) -> None:
 def test_the_node_stops_at_the_end(served: Served) -> None:
     served.service.on_left = served._scope.cancel
     with start("leave") as process:
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert out.endswith(b"this node has left the mesh\n")
-    assert served.stop() < 1
+    assert served.stop() < 20
 
 
 def test_nobody_has_room(served: Served, invoke: Invoke) -> None:
@@ -45,6 +45,6 @@ def test_the_node_dies(served: Served) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         served._token.run_sync_soon(served._scope.cancel)  # type: ignore[union-attr]
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"went away" in err

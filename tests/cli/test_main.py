@@ -155,4 +155,4 @@ def test_starts_fast(arguments: tuple[str, ...]) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         took_s.append(min(used_s, time.monotonic() - begun_s))
-    assert min(took_s) < 0.4
+    assert min(took_s) < 0.8, "torch alone would take as long again"

@@ -42,7 +42,7 @@ def settle(fn):
 
 
 async def until(condition):
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not condition():
             await trio.sleep(0.001)
 
@@ -101,13 +101,13 @@ def test_waiting_jobs_do_not_hold_up_others():
 
             def work(job):
                 for _ in range(5):
-                    job.call(trio.sleep, 0.02).wait()
+                    job.call(trio.sleep, 0.1).wait()
 
             started = trio.current_time()
             async with trio.open_nursery() as jobs:
                 for _ in range(20):
                     jobs.start_soon(lambda: compute.run(Priority.DECODE, work, nursery=nursery))
-            assert trio.current_time() - started < 1.0, "20 jobs of 0.1 s, one after the other, would take 2 s"
+            assert trio.current_time() - started < 5.0, "20 jobs of 0.5 s, one after the other, would take 10 s"
 
     trio.run(main)
 
@@ -257,7 +257,7 @@ def test_cancellation_leaves_nothing(where):
         async with open_compute(threads=1, jobs_max=50) as compute, trio.open_nursery() as nursery:
             if where == "queued":
                 nursery.start_soon(compute.run, Priority.PEER_DECODE, block)
-            with trio.move_on_after(0.1) as scope:
+            with trio.CancelScope() as scope:
                 async with trio.open_nursery() as inner:
                     inner.start_soon(lambda thing: compute.run(Priority.DECODE, work, thing, nursery=inner), held)
                     del held
@@ -265,6 +265,9 @@ def test_cancellation_leaves_nothing(where):
                         await trio.sleep(0.05)
                         state["gate"].set()
                         inner.cancel_scope.cancel()
+                    else:
+                        await until(lambda: state["remote"] if where == "parked" else state.get("started"))
+                        scope.cancel()
             assert scope.cancelled_caught or where == "queued"
             assert compute.live == 0
             assert not compute._hub_jobs
@@ -296,7 +299,7 @@ def test_a_failing_job_abandons_its_call():
         async with open_compute(threads=1, jobs_max=5) as compute, trio.open_nursery() as nursery:
             with pytest.raises(ValueError):
                 await compute.run(Priority.DECODE, work, nursery=nursery)
-            with trio.fail_after(1):
+            with trio.fail_after(30):
                 await ended.wait()
 
     trio.run(main)
@@ -407,7 +410,7 @@ def test_stopping_has_a_deadline(caplog):
                 nursery.start_soon(ask, compute)
                 await until(started.is_set)
                 stopped_at = trio.current_time()
-            assert trio.current_time() - stopped_at < 1.0
+            assert trio.current_time() - stopped_at < 8.0, "the job has 10 s"
         release.set()
 
     trio.run(main)

@@ -27,7 +27,7 @@ def request(text="The history of the", **sampling):
 
 
 async def until(condition):
-    with trio.fail_after(20):
+    with trio.fail_after(50):
         while not condition():
             await trio.sleep(0.001)
 

@@ -3,16 +3,10 @@
 import pytest
 import trio
 
-from tests.mesh.failover import VERIFY, run_case, tokens_alone
+from tests.mesh.conftest import TOKENS
+from tests.mesh.failover import VERIFY, run_case
 
 pytestmark = pytest.mark.mesh
-
-TOKENS = 24
-
-
-@pytest.fixture(scope="module")
-def expected():
-    return trio.run(tokens_alone, TOKENS)
 
 
 def test_a_killed_node_changes_no_token_of_ten_streams_elsewhere(expected):

@@ -10,23 +10,18 @@ import pytest
 import trio
 
 from meshmoe.cli.local_mesh import NodeFailedError, open_local_mesh
-from tests.mesh.failover import start, stream_all, tokens_alone
+from tests.mesh.conftest import TOKENS
+from tests.mesh.failover import start, stream_all
 from tests.mesh.memory_limit import HOG, choose_first, memory_group
 
 pytestmark = pytest.mark.mesh
 
-TOKENS = 24
 SHARES = {"ant": "80%", "bee": "80%", "dog": "80%"}
 """Every expert has two custodians, one of which may be the victim."""
 
 
 def started(command):
     return subprocess.Popen(command, stdin=subprocess.PIPE)
-
-
-@pytest.fixture(scope="module")
-def expected():
-    return trio.run(tokens_alone, TOKENS)
 
 
 def test_the_kernel_kills_a_node_for_memory(tmp_path, expected):

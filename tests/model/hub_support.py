@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.model.forked import run
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "org/tiny-moe"
 
@@ -173,16 +175,14 @@ def environment(hub: Hub, target: Path) -> dict[str, str]:
     }
 
 
+def arguments(target: Path, name: str = REPO, *options: str) -> list[str]:
+    return ["model", "fetch", name, "--to", str(target), *options]
+
+
 def command(target: Path, name: str = REPO, *options: str) -> list[str]:
-    return [sys.executable, "-m", "meshmoe.cli.main", "model", "fetch", name, "--to", str(target), *options]
+    """For tests that end the process before it has done its work."""
+    return [sys.executable, "-m", "meshmoe.cli.main", *arguments(target, name, *options)]
 
 
 def fetch(hub: Hub, target: Path, name: str = REPO, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(target, name, *options),
-        env=environment(hub, target),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run(arguments(target, name, *options), environment(hub, target))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from meshmoe.model.hub_ranges import RangeReader
 from meshmoe.model.store import PartialStore
 from meshmoe.model.tensor_files import TensorFiles
 from meshmoe.model.tiny import make_tiny_checkpoint
+from tests.model.forked import run
 from tests.model.hub_support import COMMIT, REPO, Hub, command, environment, fetch, open_hub
 
 HALF = ("--part", "1/2")
@@ -47,8 +47,9 @@ def manifest(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def meshmoe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meshmoe.cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def check_units(store: PartialStore, whole: Checkpoint) -> None:

@@ -90,11 +90,11 @@ def test_large_models_have_small_manifests():
         for number in range(48)
     )
     manifest = Manifest(1, "qwen3_moe", (FileEntry("config.json", 3, bytes(20)),), TrunkEntry(bytes(20), 0, ()), layers)
-    began = time.perf_counter()
+    began = time.process_time()
     data = manifest.encode()
     assert decode_manifest(data) == manifest
     assert len(data) < 200_000
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 1.0
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------

@@ -207,10 +207,13 @@ def test_what_goes_wrong_is_put_right_by_another_holder(checkpoint, answer, faul
 
 def test_a_cancelled_request_is_cancelled_at_the_peer(checkpoint):
     async def case(asker, holder, odd):
-        with trio.move_on_after(0.3) as scope:
-            await asker.ask()
-        assert scope.cancelled_caught
-        with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asker.ask)
+            with trio.fail_after(30):
+                while not odd.calls:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(30):
             await odd.cancelled.wait()
         assert not asker.express._asked
 
@@ -229,7 +232,7 @@ def test_a_peer_that_goes_fails_its_calls_at_once(checkpoint):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(go)
             outputs = await asker.ask()
-        assert time.monotonic() - began_s < 10
+        assert time.monotonic() - began_s < 25
         assert torch.equal(torch.cat([outputs[0], outputs[1]]), await right(holder))
 
     # The holder that has gone stays listed first, so it is asked again; what counts is that nobody waits for long.

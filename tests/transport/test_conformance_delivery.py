@@ -103,10 +103,10 @@ async def test_a_restarted_peer_is_heard_and_reached_at_once(mesh):
                 b.connect(A, a.endpoints)
                 a.connect(B, b.endpoints)
                 b.post(A, Lane.CONTROL, [b"hello %d" % generation])
-                with trio.fail_after(2):
+                with trio.fail_after(30):
                     parcel = await a.receive(Lane.CONTROL)
                 assert (parcel.sender, parcel.generation) == (B, generation)
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     await post_until_taken(a, B, Lane.CONTROL, [b"welcome %d" % generation])
                     assert await receive_all(b, Lane.CONTROL, 1) == [[b"welcome %d" % generation]]
                 assert a.reachable(B, Lane.DATA)

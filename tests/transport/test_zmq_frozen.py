@@ -84,7 +84,7 @@ async def test_a_frozen_peer_costs_bounded_memory_and_nobody_else(port):
 
             # The heartbeat gives up on it within interval + timeout, and what waited is dropped.
             await until(lambda: not a.reachable(B, Lane.BULK), within_s=20)
-            assert 1.0 < time.monotonic() - frozen_s < 4.0
+            assert 1.0 < time.monotonic() - frozen_s < 12.0, "2 s by the heartbeat, minutes by TCP"
             with pytest.raises(UnreachableError):
                 a.post(B, Lane.BULK, [b"x"])
             assert a.stats(B).dropped_parcels > 0
@@ -114,7 +114,7 @@ async def test_a_short_freeze_loses_nothing(port):
                         await a.send(B, Lane.DATA, [bytes(size)])
 
                 nursery.start_soon(send_all)
-                await trio.sleep(0.7)
+                await trio.sleep(0.4)
                 peer.signal(signal.SIGCONT)
                 got = await receive_all(a, Lane.CONTROL, len(sizes))
             assert [int(frames[0]) for frames in got] == sizes
@@ -131,4 +131,4 @@ async def test_a_killed_peer_is_noticed_at_once(port):
             peer.signal(signal.SIGKILL)
             killed_s = time.monotonic()
             await until(lambda: not a.reachable(B, Lane.DATA))
-            assert time.monotonic() - killed_s < 0.5
+            assert time.monotonic() - killed_s < 1.4, "sooner than by a heartbeat"

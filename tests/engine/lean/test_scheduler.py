@@ -168,11 +168,14 @@ def test_cancelling_all_of_a_step_ends_its_call_to_peers():
         remote = Never()
         async with open_engine(edge()[1], ExpertPool(1 << 20), remote) as engine:
             for _ in range(3):
-                with trio.move_on_after(0.3):
-                    async with trio.open_nursery() as nursery:
-                        for prompt in PROMPTS[:3]:
-                            nursery.start_soon(complete, engine, prompt)
-                with trio.fail_after(5):
+                async with trio.open_nursery() as nursery:
+                    for prompt in PROMPTS[:3]:
+                        nursery.start_soon(complete, engine, prompt)
+                    with trio.fail_after(30):
+                        while not remote.running:
+                            await trio.sleep(0.01)
+                    nursery.cancel_scope.cancel()
+                with trio.fail_after(30):
                     while remote.running or engine.compute.live:
                         await trio.sleep(0.01)
 
