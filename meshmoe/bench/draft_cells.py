@@ -50,6 +50,9 @@ WARM_TEXTS = 2
 """Of each node, before those that count: ``auto`` learns what passes take."""
 
 
+IDLE_LOOK_S = 0.0001
+
+
 class DraftCell(msgspec.Struct, frozen=True, kw_only=True):
     """One way to draft in one cell; sums over the nodes' texts.
 
@@ -91,6 +94,7 @@ class _Reckoned:
         self._random = random.Random(0)
         self.link_s = 0.0
         self.decode_s = 0.0
+        self.node: Engine | None = None
 
     def now_s(self) -> float:
         """On the compute thread of the node."""
@@ -103,6 +107,9 @@ class _Reckoned:
         jitter_s = self._link.jitter_s * (self._random.random() + self._random.random())
         wire_s = (sent + sum(map(len, call.rows.values()))) * row_bytes / self._link.rate_bytes_per_s
         took_s = self._link.rtt_s + jitter_s + CALL_S + wire_s
+        # The node must have come to wait for it, or it would take the link's time for that of its own experts.
+        while self.node is not None and not self.node.compute.idle:  # noqa: ASYNC110  # the thread tells nobody
+            await trio.sleep(IDLE_LOOK_S)
         self.link_s += took_s
         self.decode_s += took_s if call.decode else 0.0
         return outputs
@@ -199,6 +206,7 @@ async def _measure_cell(
         far = _Reckoned(alone, LINK_PRESETS[cell.link])
         limits = EngineLimits(drafts=parse_draft_mode(cell.mode))
         async with open_engine(model, pool, far, limits, far.now_s) as engine:
+            far.node = engine
             for number, text in enumerate(texts):
                 before_s = far.decode_s
                 written, stats = await _write(engine, text.prompt, max_tokens=len(text.right))

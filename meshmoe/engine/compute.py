@@ -261,6 +261,11 @@ class ComputeThread:
         return len(self._live)
 
     @property
+    def idle(self) -> bool:
+        """Whether the thread has nothing to do right now."""
+        return self._idle_since is not None
+
+    @property
     def idle_s(self) -> float:
         """Seconds that the thread has had nothing to do since it started."""
         since = self._idle_since

@@ -27,6 +27,8 @@ class Acceptance:
         self._tried = [0.0] * DEPTH_MAX
         self._right = [0.0] * DEPTH_MAX
         self.looked_at = 0
+        self._chances: list[float] = []
+        """Empty where they have to be made anew: a pass asks for them several times."""
 
     def note(self, drafted: int, accepted: int) -> None:
         """A pass checked ``drafted`` tokens, of which the first ``accepted`` were right."""
@@ -35,13 +37,16 @@ class Acceptance:
     def note_each(self, right: Sequence[bool]) -> None:
         """At each depth a draft was looked at, the text being known up to there whoever had guessed it."""
         self.looked_at += len(right)
+        self._chances = []
         for depth, hit in enumerate(right):
             self._tried[depth] = self._tried[depth] * FADING + 1.0
             self._right[depth] = self._right[depth] * FADING + hit
 
     def chances(self) -> list[float]:
         """At each depth, the chance that a draft is right if all before it are."""
-        found: list[float] = []
+        if self._chances:
+            return self._chances
+        found = self._chances
         for depth in range(DEPTH_MAX):
             expected = self._prior_at(depth)
             if found:

@@ -91,6 +91,7 @@ class DraftPlan:
         looked_up: The draft, if it takes no drafting.
         bar: When to stop sooner.
         nodes_max: Tokens in all; where this is more than ``length``, they may be a tree.
+        planned: Tokens that were thought best on average, of a chain.
         seen: What was found in the text, whether it is used or not: what comes of it is learned from in any case.
     """
 
@@ -99,6 +100,7 @@ class DraftPlan:
     looked_up: Sequence[int] = ()
     bar: Bar = NO_BAR
     nodes_max: int = 0
+    planned: int = 0
     seen: tuple[Drafter, Sequence[int]] | None = None
 
     @property

@@ -20,6 +20,9 @@ FIRST_PASSES = 3
 
 EXPLORE_FROM_NONE_EVERY = 100
 
+WIDER_OVER = 20.0
+"""Passes over which the width of trees is remembered."""
+
 STEP = 2
 """Tokens more than the best, when more are tried."""
 
@@ -38,6 +41,8 @@ class LengthChooser:
         self._drafts = PassTimes()
         self._chosen = 0
         self._tries = 0
+        self._wider = 1.0
+        """Rows of passes with trees, over those that were planned."""
         self.exploring = False
 
     def note_pass(self, rows: int, took_s: float, waited_s: float) -> None:
@@ -66,13 +71,35 @@ class LengthChooser:
         tokens = len(prospects) + sum(sum(p.survival[:n]) for p, n in zip(prospects, lengths, strict=True))
         rate = tokens / max(self.pass_s(rows) + drafting_s, 1e-9)
         together = max(1, sum(n > 0 for n in drafting))
-        row_s = self._row_s(rows)
-        return Bar(rate * row_s, rate * (row_s + self.draft_s(together) / together))
+        rows = min(ROWS_MAX, round(rows * self._wider))
+        computing_s, waiting_s = (times.curve[rows] - times.curve[rows - 1] for times in (self._local, self._waits))
+        return Bar(rate * computing_s, rate * (computing_s + waiting_s + self.draft_s(together) / together), rate)
 
-    def _row_s(self, rows: int) -> float:
-        """Seconds that the last of so many rows takes."""
-        rows = min(rows, ROWS_MAX)
-        return sum(times.curve[rows] - times.curve[rows - 1] for times in (self._local, self._waits))
+    def keep(self, chances: Sequence[float], fixed: int, rate: float) -> int:
+        """How many of the drafts to check, the likeliest first: tokens expected, less what their time is worth.
+
+        A row more costs less and less where most layers wait already, so the first that is not worth its own row need
+        not be the last that is checked.
+
+        Args:
+            chances: That each is written, falling.
+            fixed: Rows of the pass besides.
+            rate: Tokens a second that time is worth.
+        """
+        most = max(0, min(len(chances), ROWS_MAX - fixed))
+        local, waits = self._local.curve, self._waits.curve
+        best, best_worth, tokens = 0, 0.0, 0.0
+        none_s = local[min(fixed, ROWS_MAX)] + waits[min(fixed, ROWS_MAX)]
+        for count in range(1, most + 1):
+            tokens += chances[count - 1]
+            worth = tokens - rate * (local[fixed + count] + waits[fixed + count] - none_s)
+            if worth > best_worth:
+                best, best_worth = count, worth
+        return best
+
+    def note_rows(self, planned: int, rows: int) -> None:
+        """Trees had so many rows where chains were planned with fewer."""
+        self._wider += (rows / planned - self._wider) / WIDER_OVER
 
     def lengths(self, prospects: Sequence[Prospect]) -> list[int]:
         """How many tokens to draft for each request of the next pass."""

@@ -26,7 +26,7 @@ EDGES = (0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FADING = 0.995
 """What is left of an experience's weight when the next one of its bin comes: about the last two hundred count."""
 
-PRIOR_WEIGHT = 4.0
+PRIOR_WEIGHT = 6.0
 """Experiences that the prior is worth."""
 
 
@@ -42,14 +42,15 @@ class Text(IntEnum):
     SURELY_OTHER = 4
 
 
-_LEAST: dict[Text, tuple[float, ...]] = {
-    Text.SILENT: (0.2, 0.05, 0.03, 0.03),
-    Text.SAME: (0.4, 0.15, 0.12, 0.1),
-    Text.OTHER: (0.15, 0.04, 0.03, 0.03),
-    Text.SURELY_SAME: (0.6, 0.3, 0.3, 0.3),
-    Text.SURELY_OTHER: (0.1, 0.03, 0.02, 0.02),
+_PRIORS: dict[Text, tuple[tuple[float, float], ...]] = {
+    Text.SILENT: ((0.15, 1.0), (0.01, 1.0), (0.01, 0.6), (0.01, 0.5)),
+    Text.SAME: ((0.85, 1.0), (0.5, 1.0), (0.4, 1.0), (0.35, 0.8)),
+    Text.OTHER: ((0.05, 0.9), (0.0, 0.3), (0.0, 0.3), (0.0, 0.3)),
+    Text.SURELY_SAME: ((0.93, 1.0), (0.65, 1.0), (0.6, 1.0), (0.45, 0.9)),
+    Text.SURELY_OTHER: ((0.02, 0.5), (0.0, 0.2), (0.0, 0.1), (0.0, 0.1)),
 }
-"""By rank, the chance of a token of no probability before anything was seen; a certain one is taken to be right."""
+"""Chances before anything was seen, by rank: of a token without probability, and of one that is certain. Roughly those
+of the bundled model and of edge-28m, with 40 and 50 % of the experts (docs/decisions/draft-trees.md)."""
 
 
 class Guess(NamedTuple):
@@ -86,8 +87,8 @@ class Confidence:
         if guess.sure is None:
             return 1.0
         tried, right = self._seen.get(_bin(guess, guess.sure), (0.0, 0.0))
-        least = _LEAST[guess.text][guess.rank]
-        prior = least + (1.0 - least) * guess.sure
+        least, most = _PRIORS[guess.text][guess.rank]
+        prior = least + (most - least) * guess.sure
         return (right + PRIOR_WEIGHT * prior) / (tried + PRIOR_WEIGHT)
 
 
@@ -95,12 +96,14 @@ class Bar(NamedTuple):
     """What a token more must be worth, in tokens, when time is worth so many tokens a second.
 
     Attributes:
-        checked: To be checked once it was drafted: the time of a row of the pass.
-        drafted: To be drafted: that, and the time of drafting it.
+        checked: To be checked once it was drafted, at least: the time that computing a row takes.
+        drafted: To be drafted: the time of a row of the pass, and that of drafting it.
+        rate: Tokens a second.
     """
 
     checked: float
     drafted: float
+    rate: float = 0.0
 
 
 NO_BAR = Bar(0.0, 0.0)

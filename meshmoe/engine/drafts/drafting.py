@@ -15,6 +15,7 @@ Without drafts, 3 and 4 are all there is: an ordinary decode step of the batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -26,7 +27,7 @@ from meshmoe.engine.drafts.confidence import NO_BAR, Confidence, Text
 from meshmoe.engine.drafts.growing import Growth
 from meshmoe.engine.drafts.length import Prospect, promise
 from meshmoe.engine.drafts.mode import DraftMode
-from meshmoe.engine.drafts.tree import PENDING
+from meshmoe.engine.drafts.tree import PENDING, Path
 from meshmoe.engine.lean.batch import LeanBatch, Row
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.model import ROWS_MAX
@@ -105,7 +106,7 @@ class Drafting:
             found, nodes = self._accept(one, growth, logits[begin : begin + count])
             growth.tree.take(nodes[-1])
             chosen.append(found)
-            used += [begin + 1 + node for node in nodes]
+            used += [begin + (growth.tree.nodes.index(node) + 1 if node else 0) for node in nodes]
             begin += count
         self._chooser.note_pass(begin, batch.clock() - began, batch.waited_s)
         batch.note_demand(used, decode=True)  # drafts that were wrong are no demand: experts would move for them
@@ -115,15 +116,15 @@ class Drafting:
         pairs = zip(asked, growths, strict=True)
         return batch.forward([row for one, growth in pairs for row in growth.tree.rows(one.ids[-1], one.stats)])
 
-    def _accept(self, one: Asked, growth: Growth, logits: Tensor) -> tuple[list[Choice], list[int]]:
+    def _accept(self, one: Asked, growth: Growth, logits: Tensor) -> tuple[list[Choice], list[Path]]:
         """What the sampler chooses, and after which nodes."""
+        rows = dict(zip((PENDING, *growth.tree.nodes), logits, strict=True))
         chosen, nodes = [one.sampler.choose(logits[0])], [PENDING]
-        while chosen[-1].token_id not in one.ends and not one.sampler.complete:
-            node = growth.tree.child(nodes[-1], chosen[-1].token_id)
-            if node is None:
+        while (node := (*nodes[-1], chosen[-1].token_id)) in rows:
+            if node[-1] in one.ends or one.sampler.complete:
                 break
             nodes.append(node)
-            chosen.append(one.sampler.choose(logits[node + 1]))
+            chosen.append(one.sampler.choose(rows[node]))
         return chosen, nodes
 
     def _plan(self, asked: Sequence[Asked], forks: bool) -> list[DraftPlan]:
@@ -159,7 +160,7 @@ class Drafting:
             else:
                 most = limit if length and bar is not NO_BAR else length
                 nodes = nodes_max if length and bar is not NO_BAR else 0
-                plans.append(DraftPlan("local", most, bar=bar, nodes_max=nodes, seen=(drafter, found)))
+                plans.append(DraftPlan("local", most, (), bar, nodes, length, seen=(drafter, found)))
         return plans
 
     def _write(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> None:
@@ -167,24 +168,44 @@ class Drafting:
         going = list(zip(asked, growths, strict=True))
         try:
             while going := [(one, growth) for one, growth in going if growth.going]:
-                places = [(one, growth, at) for one, growth in going for at in growth.going]
+                places = [(one, growth, node) for one, growth in going for node in growth.going]
                 rows = [
-                    Row(growth.tree.sequence(at), growth.token(at), one.stats, local=True) for one, growth, at in places
+                    Row(growth.tree.sequence(node), growth.token(node), one.stats, local=True)
+                    for one, growth, node in places
                 ]
                 began = batch.clock()
                 logits = batch.forward(rows)
                 for _, growth in going:
                     growth.going = []
-                for (_, growth, at), row in zip(places, logits, strict=True):
-                    growth.going += growth.branch(at, row)
+                for (_, growth, node), row in zip(places, logits, strict=True):
+                    growth.branch(node, row)
                 self._chooser.note_draft(len(rows), batch.clock() - began)
         except NoBlocksError:
             pass  # what was drafted so far is as good
         finally:
             for growth in growths:
-                growth.tree.rewind()
+                growth.tree.clear()
         for growth in growths:
             growth.follow_text()
+        self._keep(growths)
+
+    def _keep(self, growths: Sequence[Growth]) -> None:
+        """Say what is checked: all that was offered, or where there is a bar the best of it over all requests."""
+        ranked = [sorted(growth.offers, key=lambda node: -growth.offers[node])[1:] for growth in growths]
+        barred = [at for at, growth in enumerate(growths) if growth.plan.bar is not NO_BAR]
+        for at in barred:
+            ranked[at] = ranked[at][: max(growths[at].plan.length, growths[at].plan.nodes_max)]
+        if barred:
+            offers = sorted(((growths[at].offers[node], at) for at in barred for node in ranked[at]), reverse=True)
+            fixed = len(growths) + sum(len(nodes) for at, nodes in enumerate(ranked) if at not in barred)
+            rate = growths[barred[0]].plan.bar.rate
+            kept = Counter(at for _, at in offers[: self._chooser.keep([chance for chance, _ in offers], fixed, rate)])
+            for at in barred:
+                ranked[at] = ranked[at][: kept[at]]
+            planned = fixed + sum(growths[at].plan.planned for at in barred)
+            self._chooser.note_rows(planned, fixed + sum(kept.values()))
+        for growth, nodes in zip(growths, ranked, strict=True):
+            growth.keep(nodes)
 
     def _learn(self, one: Asked, plan: DraftPlan, growth: Growth, written: Sequence[int]) -> None:
         """Learn from what was written: of drafts that were checked, and of those that only might have been."""
@@ -199,17 +220,17 @@ class Drafting:
             return
         firsts: list[bool] = []
         either: list[bool] = []
-        at: int | None = PENDING
+        node = PENDING
         for token in written:
-            guesses = growth.guesses.get(at) if at is not None else None
-            if at is None or guesses is None:
+            guesses = growth.guesses.get(node)
+            if guesses is None:
                 break
             for guess in guesses:
                 self._confidence[one.sampler.greedy].note(guess, guess.token == token)
             firsts.append(guesses[0].token == token)
             same = (Text.SAME, Text.SURELY_SAME)
             either.append(firsts[-1] or any(guess.token == token and guess.text in same for guess in guesses))
-            at = growth.tree.child(at, token)
+            node = (*node, token)
         self._note(one, "local", firsts)
         if plan.wide and plan.seen is not None and plan.seen[1]:
             self._note(one, BOTH[plan.seen[0]], either)

@@ -69,3 +69,33 @@ def test_where_drafting_costs_much_it_stops_sooner():
     bars = [made.bar(prospects, made.lengths(prospects)) for made in (cheap, dear)]
     assert bars[0].drafted < bars[1].drafted
     assert all(bar.checked < bar.drafted for bar in bars)
+
+
+def test_what_is_checked_is_worth_its_time_together():
+    """Against trying all numbers; where rows cost less and less, not up to the first that is not worth its own."""
+    made = LengthChooser()
+    for rows in (1, 2, 3, 5, 9, 14) * 20:
+        made.note_pass(rows, 0.1 * (1 - 0.5**rows) + 0.001 * rows, 0.1 * (1 - 0.5**rows))
+    chances = [0.4, 0.3, 0.3, 0.28, 0.25, 0.2, 0.05, 0.01]
+    found = {}
+    for rate in (5.0, 16.0, 100.0):
+        worth = {
+            n: sum(chances[:n]) - rate * (0.1 * (0.5 - 0.5 ** (1 + n)) + 0.001 * n) for n in range(len(chances) + 1)
+        }
+        found[rate] = made.keep(chances, 1, rate)
+        assert worth[found[rate]] == pytest.approx(max(worth.values()), abs=0.03)
+    assert found[5.0] > found[16.0] > found[100.0] == 0
+    assert chances[0] < 16.0 * (0.1 * 0.25 + 0.001) + 0.01, "the first alone is hardly worth its row"
+
+
+def test_the_bar_is_lower_where_trees_are_wide():
+    """A row more waits for less the more there are."""
+    made = LengthChooser()
+    for rows in (1, 2, 3, 5, 9, 14) * 20:
+        made.note_pass(rows, 0.1 * (1 - 0.6**rows), 0.1 * (1 - 0.6**rows))
+        made.note_draft(1, 0.0001)
+    prospects = [Prospect([0.7**d for d in range(1, 17)], costs=True)]
+    before = made.bar(prospects, [3])
+    for _ in range(60):
+        made.note_rows(4, 10)
+    assert made.bar(prospects, [3]).drafted < 0.5 * before.drafted

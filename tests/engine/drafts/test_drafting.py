@@ -209,10 +209,10 @@ def test_a_planted_rule_that_takes_drafts_unseen_is_noticed(plain, monkeypatch):
     def wrong(self, one, growth, logits):
         chosen, nodes = [one.sampler.choose(logits[0])], [PENDING]
         for at, node in enumerate(growth.tree.nodes):
-            if at % 2 == 0 and chosen[-1].token_id != node.path[-1]:
+            if at % 2 == 0 and chosen[-1].token_id != node[-1]:
                 break
             chosen.append(one.sampler.choose(logits[at + 1]))
-            nodes.append(at)
+            nodes.append(node)
         return chosen, nodes
 
     monkeypatch.setattr(Drafting, "_accept", wrong)
@@ -245,14 +245,13 @@ class Forks:
         monkeypatch.setattr(LengthChooser, "bar", lambda self, prospects, lengths: Bar(worth, worth))
         take, add = DraftTree.take, DraftTree.add
 
-        def counted_take(tree, at):
-            self.taken += tree.sequence(at) is not tree._trunk
-            take(tree, at)
+        def counted_take(tree, node):
+            self.taken += tree.sequence(node) is not tree._trunk
+            take(tree, node)
 
-        def counted_add(tree, *node):
-            at = add(tree, *node)
-            self.made += tree.sequence(at) is not tree.sequence(node[0])
-            return at
+        def counted_add(tree, node):
+            add(tree, node)
+            self.made += tree.sequence(node) is not tree.sequence(node[:-1])
 
         monkeypatch.setattr(DraftTree, "take", counted_take)
         monkeypatch.setattr(DraftTree, "add", counted_add)

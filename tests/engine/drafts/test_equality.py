@@ -33,7 +33,7 @@ def test_a_wrong_draft_taken_for_a_right_one_is_found(alone, monkeypatch):
     def careless(self, one, growth, logits):
         found, nodes = accept(self, one, growth, logits)
         if growth.tree.nodes and len(found) == 1:
-            found = [found[0]._replace(token_id=growth.tree.nodes[0].path[0])]
+            found = [found[0]._replace(token_id=growth.tree.nodes[0][0])]
         return found, nodes
 
     monkeypatch.setattr(Drafting, "_accept", careless)
