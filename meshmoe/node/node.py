@@ -223,6 +223,7 @@ class Node:
 
     def _connect_engine(self, parts: Parts, engine: Engine, pool: ExpertPool) -> None:
         connect_engine(parts, engine, pool)
+        parts.placement.drafts_seen = self.serving.drafts_seen
         self.serving.engine = engine
         self.phase = "serving"
         self._publish(parts)

@@ -30,6 +30,7 @@ from meshmoe.placement import exchange
 from meshmoe.placement.exchange import EXCHANGE_MESSAGES, Heard, PlanChanged, SendTo, Wake
 from meshmoe.placement.live import Planner, PlannerEvent, Seen, Settled, Tell
 from meshmoe.placement.live.demand import DemandKeeper
+from meshmoe.placement.live.drafts import DraftsSeen
 from meshmoe.placement.live.observer import Observer
 from meshmoe.transport.base import Parcel
 from meshmoe.wire.codec import Decoded
@@ -69,6 +70,8 @@ class PlacementDriver:
         self.exchanges: deque[ExchangeStatus] = deque(maxlen=EXCHANGES_KEPT)
         self.on_settled: Callable[[Settled], None] = lambda _: None
         self.take_routed: Callable[[], list[Routed]] = list
+        self.drafts_seen: Callable[[], DraftsSeen | None] = lambda: None
+        self._far_s = 0.0
         self.quiet = True
         self.plan_version = 0
         self.thought_s = 0.0
@@ -151,7 +154,7 @@ class PlacementDriver:
             for routed in self.take_routed():
                 self.keeper.add(routed.sets, routed.at_s, decode=routed.decode)
                 await trio.lowlevel.checkpoint()
-            found = self._observer.look(time.monotonic())
+            found = self._observer.look(time.monotonic(), self.drafts_seen(), self._far_s)
             self._gossip.publish(*found.news)
             for event in found.events:
                 self._feed(event)
@@ -193,7 +196,9 @@ class PlacementDriver:
                     byte_s[i, j] = 1 / (link.rate_bytes_per_s or 1 / byte_s[i, j])
         np.fill_diagonal(rtt_s, 0.0)
         np.fill_diagonal(byte_s, 0.0)
-        return exchange.Links(names, rtt_s + there_s[None, :], byte_s, row_s, near)
+        call_s = rtt_s + there_s[None, :]
+        self._far_s = float(np.median(call_s[0, 1:])) if count > 1 else 0.0
+        return exchange.Links(names, call_s, byte_s, row_s, near)
 
     def _rate(self, peer: NodeId) -> float | None:
         """Bytes a second to a peer: as emulated, else as transfers have shown."""

@@ -17,6 +17,7 @@ from meshmoe.node.history import SAMPLE_INTERVAL_S, History
 from meshmoe.node.meters import Meters
 from meshmoe.node.pacing import CallTimes
 from meshmoe.node.status import LatencyStatus, ServingStatus
+from meshmoe.placement.live.drafts import DraftsSeen
 
 _RECENT = 64
 """Finished requests that the rates are taken over."""
@@ -121,6 +122,20 @@ class Serving:
             tokens_per_s_now=round(stats.tokens_per_s, 3) if stats else 0.0,
             busy=round(stats.busy, 3) if stats else 0.0,
             latency=self._latency(),
+        )
+
+    def drafts_seen(self) -> DraftsSeen | None:
+        """What the latest requests tell of their passes; None before the first that decoded."""
+        recent = [s for s in self._recent if s.decode_steps]
+        calls = sum(s.expert_calls_local + s.expert_calls_remote for s in recent)
+        if not calls:
+            return None
+        return DraftsSeen(
+            passes=sum(s.decode_steps for s in recent),
+            tokens=sum(s.decode_tokens for s in recent),
+            drafted=sum(s.drafted_tokens for s in recent),
+            decode_s=sum(s.decode_s for s in recent),
+            hit=sum(s.expert_calls_local for s in recent) / calls,
         )
 
     def _latency(self) -> LatencyStatus:

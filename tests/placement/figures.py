@@ -1,6 +1,7 @@
 """How long the exchange takes to become quiet, and to decide. `python -m tests.placement.figures [NODES ...]`.
 
-Random skewed demand (`tests.placement.worlds`), 8 layers of 32 experts, top-4, redundancy 1.3, 100 routing sets a node,
+Random skewed demand (`tests.placement.worlds`), 8 layers of 32 experts (12 of 128 beyond 64 nodes, else they would hold
+one or two each), top-4, redundancy 1.3, 100 routing sets a node,
 10 % noise on every demand that gossip carries, 50 ms links, gossip every half second. A round is as long as every node
 takes to propose once.
 """
@@ -19,10 +20,11 @@ from tests.placement.exchange.mesh import Mesh
 from tests.placement.worlds import small_world
 
 
-def settle(nodes, seed=0, limit_s=600.0):
+def settle(nodes, seed=0, limit_s=900.0, asked_max=16):
     """Cold start, then a shift of a quarter of the nodes' demand to another node's."""
-    world = small_world(seed, nodes=nodes, layers=8, experts=32, top_k=4, tokens=100, redundancy=1.3)
-    config = ExchangeConfig(gain_min=0.005)
+    layers, experts = (8, 32) if nodes <= 64 else (12, 128)
+    world = small_world(seed, nodes=nodes, layers=layers, experts=experts, top_k=4, tokens=100, redundancy=1.3)
+    config = ExchangeConfig(gain_min=0.005, asked_max=asked_max)
     mesh = Mesh(world, seed, noise=0.1, config=config, costs=False)
     experts = world.shape.exists.sum()
     even = mesh_cost(world, Uniform().place(world))

@@ -19,6 +19,9 @@ class ExchangeConfig:
             long than this should not move weights.
         anyone: Share of proposals that go to any node instead of the most promising linked one: exchanges between
             neighbours alone can settle where a swap across the mesh would still gain.
+        asked_max: So many peers a node asks in vain, the most promising first, before it is quiet until its own plan or
+            demand changes. In a mesh with more peers it leaves it to whoever changes to ask, who asks as many: else
+            every change anywhere is asked about by everybody.
     """
 
     pause_s: float = 2.0
@@ -27,3 +30,4 @@ class ExchangeConfig:
     gain_min: float = 1e-3
     horizon_s: float = 3600.0
     anyone: float = 0.125
+    asked_max: int = 16

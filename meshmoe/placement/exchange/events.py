@@ -26,9 +26,15 @@ class Heard(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class OwnTrace:
-    """The node's demand has changed so much that it should think again."""
+    """The node's demand has changed so much that it should think again.
+
+    Attributes:
+        trace: The demand.
+        away_s: What a row that is sent away costs beside its own time, seconds.
+    """
 
     trace: Trace
+    away_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ and that may stay so until somebody notices (`meshmoe.placement.live`) and says 
 weights are dropped by custody's rule alone (`meshmoe.custody`), which asks the new custodian first and repairs what has
 none, so a plan can be wrong but no expert can be lost by it.
 
-*Quiet.* The machine is quiet when no peer with its present plan offers a gain to this node's present plan and demand,
-and weights should not move before: plans that change twice move once.
+*Quiet.* The machine is quiet when no peer with its present plan offers a gain to this node's present plan and demand;
+of many peers the most promising ones are asked (`ExchangeConfig.asked_max`). Weights should not move before: plans that
+change twice move once.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ class ExchangeMachine:
         self._thought = 0
         """Grows with this node's demand; with the versions of two plans it names what an attempt was about."""
         self._tried: dict[NodeId, tuple[int, int, int]] = {}
+        self._vain = (-1, 0, 0)
+        """Of which plan and demand of this node, how many attempts came to nothing."""
         self._propose_s = now + self._pause_s()
         self._now = now
         self._out: list[ExchangeEffect] = []
@@ -117,7 +120,9 @@ class ExchangeMachine:
     @property
     def quiet(self) -> bool:
         """Whether nothing is in flight and no peer is left with whom an exchange might gain."""
-        return self._exchange is None and all(self._is_tried(peer) for peer in self._stand.peers)
+        return self._exchange is None and (
+            self._has_asked_enough() or all(self._is_tried(peer) for peer in self._stand.peers)
+        )
 
     @property
     def idle(self) -> bool:
@@ -149,7 +154,7 @@ class ExchangeMachine:
             case Heard():
                 self._hear(event.sender, event.message)
             case OwnTrace():
-                self._stand.trace(event.trace)
+                self._stand.trace(event.trace, event.away_s)
                 self._thought += 1
             case PeersChanged():
                 self._stand.hear(event.peers, event.links)
@@ -224,6 +229,8 @@ class ExchangeMachine:
 
     def _partner(self) -> NodeId | None:
         """The linked peer with the best predicted gain, or now and then anyone."""
+        if self._has_asked_enough():
+            return None
         open_ = sorted(peer for peer in self._stand.peers if not self._is_tried(peer))
         if not open_:
             return None
@@ -358,6 +365,12 @@ class ExchangeMachine:
 
     def _mark_tried(self, peer: NodeId, version: int) -> None:
         self._tried[peer] = (self.plan.version, version, self._thought)
+        about, count = self._vain[:2], self._vain[2]
+        same = about == (self.plan.version, self._thought)
+        self._vain = (self.plan.version, self._thought, count + 1 if same else 1)
+
+    def _has_asked_enough(self) -> bool:
+        return self._vain[:2] == (self.plan.version, self._thought) and self._vain[2] >= self._config.asked_max
 
     def _pause_s(self) -> float:
         return self._config.pause_s * self._rng.uniform(0.5, 1.5)

@@ -49,8 +49,9 @@ class Standpoint:
         self._sketches: dict[NodeId, tuple[Sketch, Table]] = {}
         self.trace(trace)
 
-    def trace(self, trace: Trace) -> None:
-        """Take in the node's own demand."""
+    def trace(self, trace: Trace, away_s: float = 0.0) -> None:
+        """Take in the node's own demand, and what a row sent away costs beside its own time."""
+        self._away_s = away_s
         self._trace, self._table, self._short, self._outlook = trace, None, None, None
         self._demand = trace.demand(self._shape.experts)
 
@@ -162,9 +163,13 @@ class Standpoint:
         me = self._position(self._node)
         holders[me], demand[me] = self._plan.held, self._demand
         owner[self._plan.owned] = me
-        time_s = links.call_s + 2 * self._shape.row_bytes * links.byte_s
+        byte_s = links.byte_s
+        if self._away_s:
+            byte_s = byte_s.copy()
+            byte_s[me] += self._away_s / (2 * self._shape.row_bytes)
+        time_s = links.call_s + 2 * self._shape.row_bytes * byte_s
         np.fill_diagonal(time_s, 0.0)
-        return Outlook(self._shape, time_s, links.byte_s, links.row_s, holders, owner, demand)
+        return Outlook(self._shape, time_s, byte_s, links.row_s, holders, owner, demand)
 
     def _own_table(self) -> Table:
         if self._table is None:

@@ -46,6 +46,12 @@ TOKENS_KEPT = 1024
 CHUNKS_KEPT = 64
 """Prefill steps: each has hundreds of rows, so few of them tell as much."""
 
+RUN = 9
+"""Tokens that followed each other are kept in runs of so many: as long as the longest pass with drafts."""
+
+RUNS_KEPT = 192
+"""Such runs in a sample of their own."""
+
 PROMPTS_MAX = 256
 """Prompts alone count as no more of a sample than so many decode steps: they tell what is used, not in what company."""
 
@@ -82,6 +88,8 @@ class DemandKeeper:
         self._looked_s = now
         self._decode: Reservoir[NDArray[np.int16]] = Reservoir(TOKENS_KEPT, half_life_s, rng, now)
         self._prefill: Reservoir[_Chunk] = Reservoir(CHUNKS_KEPT, half_life_s, rng, now)
+        self._runs: Reservoir[NDArray[np.int16]] = Reservoir(RUNS_KEPT, half_life_s, random.Random(0), now)
+        self._run: list[NDArray[np.int16]] = []
         self.tokens = 0
         """Of both kinds, since the start."""
         self.changing = False
@@ -95,6 +103,10 @@ class DemandKeeper:
         if decode:
             for token in sets:
                 self._decode.add(token, at_s)
+                self._run.append(token)
+                if len(self._run) == RUN:
+                    self._runs.add(np.stack(self._run), at_s)
+                    self._run = []
         else:
             self._prefill.add(self._chunk(sets), at_s)
 
@@ -113,6 +125,7 @@ class DemandKeeper:
         self.changing = split > 0 and not lasts and since_s < self._half_life_s
         if lasts:
             self._decode, self._prefill = self._decode.since(arrivals[split]), self._prefill.since(arrivals[split])
+            self._runs = self._runs.since(arrivals[split])
         return lasts
 
     def _split(self, sets: list[NDArray[np.int16]]) -> int:
@@ -167,12 +180,27 @@ class DemandKeeper:
             experts = np.stack(decode)
             rows = (experts >= 0).astype(np.int32)
             steps = Steps(experts, rows, self._decode.rates(now), np.ones(len(decode), np.int32))
-        chunks = no_steps(self._layers)
-        if prefill:
-            tokens = np.array([chunk.tokens for chunk in prefill], np.int32)
-            experts, rows = np.stack([chunk.experts for chunk in prefill]), np.stack([chunk.rows for chunk in prefill])
-            chunks = Steps(experts, rows, self._prefill.rates(now), tokens)
+        chunks = self._steps(prefill, self._prefill.rates(now)) if prefill else no_steps(self._layers)
         return Trace(steps, chunks)
+
+    @staticmethod
+    def _steps(chunks: list[_Chunk], rates: Floats) -> Steps:
+        tokens = np.array([chunk.tokens for chunk in chunks], np.int32)
+        experts, rows = np.stack([chunk.experts for chunk in chunks]), np.stack([chunk.rows for chunk in chunks])
+        return Steps(experts, rows, rates, tokens)
+
+    def passes(self, rows: int, now: float) -> Steps:
+        """Decode tokens in passes of so many that followed each other, `RUN` at most; shares are right, rates are not.
+
+        They followed each other in the order in which the node computed them: with several requests at a time, theirs
+        alternate as they do in its passes.
+        """
+        runs = self._runs.items()
+        if not runs:
+            return no_steps(self._layers)
+        each = RUN // rows
+        chunks = [self._chunk(run[at * rows : (at + 1) * rows]) for run in runs for at in range(each)]
+        return self._steps(chunks, np.repeat(self._runs.rates(now), each))
 
     def _chunk(self, sets: NDArray[np.int16]) -> _Chunk:
         experts = np.full((self._layers, self._experts), -1, np.int16)

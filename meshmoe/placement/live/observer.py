@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from meshmoe.gossip import Demand
 from meshmoe.placement.exchange import OwnTrace
-from meshmoe.placement.live.demand import DemandKeeper, DemandNews
+from meshmoe.placement.live.demand import RUN, DemandKeeper, DemandNews
+from meshmoe.placement.live.drafts import DraftsSeen, as_passes, drafting
 from meshmoe.placement.live.events import Learning
 from meshmoe.placement.live.occasion import TOKENS_MIN, Occasion
 from meshmoe.placement.trace import Floats
@@ -39,8 +41,14 @@ class Observer:
         self._experts = experts
         self._news, self._occasion, self._learning = DemandNews(layers, experts), Occasion(), False
 
-    def look(self, now: float) -> Observed:
-        """See what has changed."""
+    def look(self, now: float, drafts: DraftsSeen | None = None, far_s: float = 0.0) -> Observed:
+        """See what has changed.
+
+        Args:
+            now: Monotonic seconds.
+            drafts: Measured of this node's latest passes.
+            far_s: What a call to a peer takes.
+        """
         keeper, occasion = self.keeper, self._occasion
         if keeper.forget_old_use(now):
             logger.info("this node is used for something else now: what came before does not count any more")
@@ -49,12 +57,21 @@ class Observer:
         demand = trace.demand(self._experts)
         news = self._news.of(demand) if keeper.tokens >= TOKENS_MIN else ()
         events: list[Learning | OwnTrace] = []
-        thinks = occasion.is_now(keeper.sample, demand, now, changing=keeper.changing)
+        passes, how = None, drafting(drafts, far_s)
+        if how is not None:
+            passes = keeper.passes(min(how.rows, RUN), now)
+        drafts_pay = passes is not None and len(passes) > 0
+        thinks = occasion.is_now(keeper.sample, demand, now, changing=keeper.changing, drafts_pay=drafts_pay)
         learning = keeper.changing or occasion.is_near(now)
         if learning != self._learning:
             self._learning = learning
             events.append(Learning(learning))
         if thinks:
             self.demand = demand
-            events.append(OwnTrace(trace))
+            away_s = 0.0
+            if how is not None and passes is not None and drafts_pay:
+                passes, away_s = as_passes(passes, trace.decode, how)
+                trace = replace(trace, decode=passes)
+                logger.info("placing for drafts: passes of %d rows tell %.1f tokens", how.rows, how.tokens)
+            events.append(OwnTrace(trace, away_s))
         return Observed(news, tuple(events))

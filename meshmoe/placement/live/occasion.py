@@ -32,6 +32,10 @@ RATE_FACTOR = 2.0
 """And one that comes so many times as fast, or as slowly: nodes' demands are weighed against each other."""
 
 
+DRAFTS_LAST_S = 60.0
+"""So is that drafts have begun to pay, or ceased to, once it has lasted so long: prices are others then."""
+
+
 class Occasion:
     """One node's."""
 
@@ -39,8 +43,9 @@ class Occasion:
         self._first_s: float | None = None
         self._tokens = 0
         self._demand: Floats | None = None
+        self._drafts_pay, self._otherwise_s = False, np.inf
 
-    def is_now(self, tokens: int, demand: Floats, now: float, *, changing: bool) -> bool:
+    def is_now(self, tokens: int, demand: Floats, now: float, *, changing: bool, drafts_pay: bool = False) -> bool:
         """Whether to think; if so, it is taken as done.
 
         Args:
@@ -48,13 +53,17 @@ class Occasion:
             demand: ``[layers, experts]``, calls a second.
             now: Monotonic seconds.
             changing: Whether use seems to be changing just now.
+            drafts_pay: Whether the node would place for drafts.
         """
         if not tokens:
             return False
+        self._otherwise_s = min(self._otherwise_s, now) if drafts_pay != self._drafts_pay else np.inf
         self._first_s = now if self._first_s is None else self._first_s
-        if not self._is_worth_it(tokens, demand, now - self._first_s, changing):
+        otherwise = now - self._otherwise_s >= DRAFTS_LAST_S and not changing and self._demand is not None
+        if not otherwise and not self._is_worth_it(tokens, demand, now - self._first_s, changing):
             return False
         self._tokens, self._demand = tokens, demand
+        self._drafts_pay, self._otherwise_s = drafts_pay, np.inf
         return True
 
     def is_near(self, now: float) -> bool:

@@ -76,6 +76,7 @@ class Planner:
         self._spec = replace(spec, capacity_bytes=self._usable(spec.capacity_bytes))
         self._first_id = first_id
         self._trace = Trace(no_steps(shape.layers), no_steps(shape.layers))
+        self._away_s = 0.0
         self._reader, self._news = PlanReader(shape), PlanNews()
         self._seen = Seen({}, _no_links(node))
         self._peers: dict[NodeId, PeerPlan] = {}
@@ -123,7 +124,7 @@ class Planner:
                 self._seen = event
                 self._peers = self._reader.read(event.nodes)
             case OwnTrace():
-                self._trace = event.trace
+                self._trace, self._away_s = event.trace, event.away_s
             case Learning():
                 self._learning = event.on
             case Heard() | Wake():
@@ -180,6 +181,7 @@ class Planner:
             self._rng,
             now,
         )
+        self.machine.handle(OwnTrace(self._trace, self._away_s), now)
         self.machine.handle(PeersChanged(self._peers, self._links()), now)
 
     def _links(self) -> Links:

@@ -9,6 +9,7 @@ from meshmoe.placement.bargain import Lot
 from meshmoe.placement.cost import mesh_cost
 from meshmoe.placement.exchange import (
     ExchangeAnswer,
+    ExchangeConfig,
     ExchangeProposal,
     ExchangeVerdict,
     Heard,
@@ -250,3 +251,31 @@ def test_the_second_proposal_to_a_peer_knows_its_sketch():
         assert reply.sketch is None
     b.handle(OwnTrace(mesh.world.traces[0]), 200.1)
     assert b._stand.sketch(b._first_id + 1 + b._thought) != answer.sketch
+
+
+def asked_in_vain(mesh):
+    """How often each node was told "idle", without a sketch that was news, between changes of its plan, at most."""
+    plans, counts, most = {}, Counter(), Counter()
+    for sender, peer, message in mesh.sent:
+        if isinstance(message, ExchangeProposal) and plans.get(sender) != message.one_version:
+            plans[sender], counts[sender] = message.one_version, 0
+        if isinstance(message, ExchangeAnswer) and message.reply == "idle" and message.sketch is None:
+            counts[peer] += 1
+            most[peer] = max(most[peer], counts[peer])
+    return most
+
+
+def test_of_many_peers_only_some_are_asked_in_vain():
+    world = world_of(0, nodes=9)
+    few, all_ = (Mesh(world, 0, noise=0.1, config=ExchangeConfig(asked_max=count), costs=False) for count in (3, 100))
+    for mesh in (few, all_):
+        assert mesh.run(900.0)
+        assert_one_owner_each(mesh)
+    assert max(asked_in_vain(few).values()) == 3
+    assert max(asked_in_vain(all_).values()) > 7
+    even = mesh_cost(world, Uniform().place(world))
+    assert mesh_cost(world, few.holders()) < mesh_cost(world, all_.holders()) + 0.05 * even
+    before = len(few.sent)
+    few.demand_changed([*world.traces[1:], world.traces[0]])
+    assert not few.quiet(), "other demand is another question"
+    assert few.run(few.now + 900.0) and len(few.sent) > before
