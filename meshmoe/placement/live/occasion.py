@@ -2,7 +2,7 @@
 
 A plan from few tokens is a plan for their accidents. On recorded routing of the bundled model (three nodes, a third
 more places than experts) a plan from 64 tokens of each node needs 4.7 rounds for a token that it has not seen; from 256
-tokens 4.3, from 512 4.1, from 1,024 4.0. So the first thought waits for a fair sample, and the next one for four times
+tokens 4.3, from 512 4.1, from 1,024 4.0. So the first thought waits for a fair sample, and the next one for three times
 as many. Then only other use is a reason: other shares of the experts, or another rate. While a change of use is under
 way nothing is thought at all: a plan for the mixture of before and after would be a correction too many.
 """
@@ -22,7 +22,7 @@ TOKENS_MIN = 64
 PATIENCE_S = 30.0
 """A node with `TOKENS_MIN` waits no longer for a fair sample: a mesh should not stand still for a slow one."""
 
-GROWTH = 4
+GROWTH = 3
 """A sample so many times as large as that of the last thought is worth another one."""
 
 DRIFT_MIN = 0.25

@@ -34,7 +34,9 @@ class UsedMesh(Mesh):
             name: Observer(DemandKeeper(shape[0], shape[1], HALF_LIFE_S, random.Random(i), 0.0), *shape)
             for i, name in enumerate(world.nodes)
         }
-        self.times_settled = 0
+        self.settlements = []
+        """When, and how many experts each moved."""
+        self._followed = self.holders()
 
     def serve(self, windows, seconds):
         texts = {name: self._texts(one) for name, one in zip(self.world.nodes, windows, strict=True)}
@@ -50,7 +52,9 @@ class UsedMesh(Mesh):
                 for event in found.events:
                     self.feed(name, event)
             if self.all_settled():
-                self.times_settled += 1
+                holders = self.holders()
+                self.settlements.append((round(self.now), int((holders & ~self._followed).sum())))
+                self._followed = holders
                 self.settled.clear()
 
     def _far_s(self, place):
