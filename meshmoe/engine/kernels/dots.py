@@ -61,20 +61,31 @@ def _prefetch(builder: Any, pointer: Any) -> None:
     builder.call(function, [builder.bitcast(pointer, _BYTE_POINTER), *arguments])
 
 
-def _halved_sum(builder: Any, vector: Any) -> Any:
-    count = vector.type.count
-    nothing = ir.Constant(vector.type, ir.Undefined)
-    while count > 1:
-        half = count // 2
-        low, high = (
-            builder.shuffle_vector(
-                vector, nothing, ir.Constant(ir.VectorType(I32, half), list(range(begin, begin + half)))
+def _halved_sums(builder: Any, vectors: list[Any]) -> list[Any]:
+    """The sum of each vector, halves onto halves; of several of them at once, which takes a third of the instructions.
+
+    Halves of two vectors stand in one: a step then adds for both, and later ones for four and for eight. Which numbers
+    are added to which, and when, is the same as for one vector alone. There are 1, 2, 4 or 8 vectors.
+    """
+    part = vectors[0].type.count  # of a vector: numbers that belong to one sum
+    while part > 1:
+        half, pairs = part // 2, [vectors[at : at + 2] for at in range(0, len(vectors), 2)]
+        folded = []
+        for pair in pairs:
+            first, second = pair if len(pair) == 2 else (pair[0], ir.Constant(pair[0].type, ir.Undefined))
+            starts = range(0, len(pair) * first.type.count, part)
+            halves = [[start + offset + lane for start in starts for lane in range(half)] for offset in (0, half)]
+            low, high = (
+                builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+                for lanes in halves
             )
-            for begin in (0, half)
-        )
-        vector, count = builder.fadd(low, high), half
-        nothing = ir.Constant(vector.type, ir.Undefined)
-    return builder.extract_element(vector, ir.Constant(I32, 0))
+            folded.append(builder.fadd(low, high))
+        vectors, part = folded, half
+    return [
+        builder.extract_element(vector, ir.Constant(I32, lane))
+        for vector in vectors
+        for lane in range(vector.type.count)
+    ]
 
 
 def _has(feature: str) -> bool:
@@ -157,10 +168,10 @@ def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ahead
         vectors = builder.mul(builder.udiv(n, half), half)
         with cgutils.for_range_slice(builder, whole, vectors, half, I64) as (at, _):
             add(at, 0, _LANES // 2)
-    for row_sums in sums:
-        for pair in row_sums:
-            first, second = (builder.load(place) for place in pair.vectors)
-            builder.store(_halved_sum(builder, builder.fadd(first, second)), pair.total)
+    every = [pair for row_sums in sums for pair in row_sums]
+    added = [builder.fadd(*(builder.load(place) for place in pair.vectors)) for pair in every]
+    for pair, halved in zip(every, _halved_sums(builder, added), strict=True):
+        builder.store(halved, pair.total)
     with cgutils.for_range_slice(builder, vectors, n, constant(1), I64) as (at, _):
         activations = [load_wide(builder, tag, row, at, 1) for row in x]
         for weights, row_sums in zip(w, sums, strict=True):
