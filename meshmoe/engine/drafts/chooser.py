@@ -71,7 +71,7 @@ class LengthChooser:
         tokens = len(prospects) + sum(sum(p.survival[:n]) for p, n in zip(prospects, lengths, strict=True))
         rate = tokens / max(self.pass_s(rows) + drafting_s, 1e-9)
         together = max(1, sum(n > 0 for n in drafting))
-        rows = min(ROWS_MAX, round(rows * self._wider))
+        rows = min(ROWS_MAX, max(2, round(rows * self._wider)))
         computing_s, waiting_s = (times.curve[rows] - times.curve[rows - 1] for times in (self._local, self._waits))
         return Bar(rate * computing_s, rate * (computing_s + waiting_s + self.draft_s(together) / together), rate)
 

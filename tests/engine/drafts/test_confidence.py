@@ -99,3 +99,8 @@ def test_the_bar_is_lower_where_trees_are_wide():
     for _ in range(60):
         made.note_rows(4, 10)
     assert made.bar(prospects, [3]).drafted < 0.5 * before.drafted
+    for _ in range(200):
+        made.note_rows(12, 1)
+    narrow = made.bar(prospects, [1])
+    assert 0 <= narrow.checked <= narrow.drafted, "where hardly anything was worth checking, too"
+    assert narrow.drafted > before.drafted
