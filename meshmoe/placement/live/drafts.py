@@ -29,8 +29,8 @@ CHANCE_MAX = 0.99
 """Of a right draft, as far as placement reckons."""
 
 FAR_S = 10e-3
-"""A call to a peer must take so long. On links of 20 ms placing for drafts made texts 8 and 22 % faster (bundled model,
-redundancy 1.2 and 1.5); where calls are short, rounds weigh less and the node's own computing more."""
+"""A call to a peer must take so long. On links of 20 ms nodes that place for drafts write 23 and 22 % faster (bundled
+model, redundancy 1.2 and 1.5); where calls are short, rounds weigh less and the node's own computing more."""
 
 
 class DraftsSeen(NamedTuple):
