@@ -66,9 +66,9 @@ class Side:
         self.engine, self.client, self.express = engine, client, express
         self.stats = GenerationStats()
 
-    async def ask(self, experts=(0, 1), rows=ROW, decode=True):
+    async def ask(self, experts=(0, 1), rows=ROW, decode=True, take=None):
         """One layer call from a job, as a forward pass makes it."""
-        call = LayerCall(1, rows, {expert: list(range(len(rows))) for expert in experts}, decode, self.stats)
+        call = LayerCall(1, rows, {expert: list(range(len(rows))) for expert in experts}, decode, self.stats, take)
 
         def job_body(job):
             job.checkpoint()
@@ -179,6 +179,36 @@ def test_answers_are_those_of_the_holder_and_trio_has_no_part_in_them(checkpoint
         assert asker.client.calls_by_peer == {HOLDER: 30}
 
     run(case, checkpoint, [HOLDER])
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_answers_are_offered_to_who_waits_and_are_in_the_result_if_not_taken(checkpoint, takes):
+    async def case(asker, holder, odd):
+        offered = []
+
+        def take(experts, data):
+            offered.append((list(experts), bytes(data)))
+            return takes
+
+        outputs, expected = await asker.ask(take=take), await right(holder)
+        assert offered == [([0, 1], bytes(pack_tensor(expected).data))]
+        if takes:
+            assert outputs == {}
+        else:
+            assert torch.equal(torch.cat([outputs[0], outputs[1]]), expected)
+
+    run(case, checkpoint, [HOLDER])
+
+
+def test_an_answer_of_the_wrong_shape_is_not_offered(checkpoint):
+    async def case(asker, holder, odd):
+        offered = []
+        outputs = await asker.ask(take=lambda experts, data: offered.append(experts))
+        assert torch.equal(torch.cat([outputs[0], outputs[1]]), await right(holder))
+        assert odd.calls
+        assert not offered
+
+    run(case, checkpoint, [SPARE, HOLDER], lambda call: (ExpertReply(id=call.id), pack_tensor(torch.zeros(2, 32))))
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,8 @@ class LeanBatch:
         taken: set[int] = set()
 
         def take(experts: Rows[int], data: Frame) -> bool:
-            places = [at for wanted in experts for expert, at in self._places(missing) if expert == wanted]
+            pairs = self._places(missing)
+            places = [at for wanted in experts for expert, at in pairs if expert == wanted]
             if not self._engine.little.take(data, places):
                 return False
             taken.update(experts)
