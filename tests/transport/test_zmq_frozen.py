@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import trio
@@ -17,14 +18,17 @@ from tests.transport.support import A, B, C, contents, free_port, receive_all, t
 # Reads from every lane and answers the number of bytes to the sender's control lane.
 _PEER = """
 import sys, trio
+from contextlib import suppress
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.ids import NodeId
+from meshmoe.transport.base import UnreachableError
 from meshmoe.transport.zmq_transport import open_zmq_transport
 
 async def serve(transport, lane):
     while True:
         parcel = await transport.receive(lane)
-        await transport.send(NodeId("a"), Lane.CONTROL, [b"%d" % sum(map(len, parcel.frames))])
+        with suppress(UnreachableError):  # its own connection broke while it was stopped: it is asked again
+            await transport.send(NodeId("a"), Lane.CONTROL, [b"%d" % sum(map(len, parcel.frames))])
 
 async def main():
     async with open_zmq_transport(NodeId("b"), 1, "127.0.0.1", int(sys.argv[1])) as transport:
@@ -91,11 +95,13 @@ async def test_a_frozen_peer_costs_bounded_memory_and_nobody_else(port):
 
             peer.signal(signal.SIGCONT)
             await until(lambda: a.reachable(B, Lane.DATA) and a.reachable(B, Lane.CONTROL), within_s=30)
-            with trio.move_on_after(0.3):  # answers to what had reached its kernel before
-                while True:
-                    await a.receive(Lane.CONTROL)
-            await a.send(B, Lane.DATA, [bytes(77)])
-            assert await receive_all(a, Lane.CONTROL, 1) == [[b"77"]]
+            answer = b""
+            while answer != b"77":  # before it come answers to what had reached its kernel, and one of ours may be lost
+                with suppress(UnreachableError):
+                    await a.send(B, Lane.DATA, [bytes(77)])
+                with trio.move_on_after(0.5):
+                    while answer != b"77":
+                        (answer,) = contents(await a.receive(Lane.CONTROL))
 
 
 @trio_test
