@@ -29,8 +29,8 @@ CHANCE_MAX = 0.99
 """Of a right draft, as far as placement reckons."""
 
 FAR_S = 4e-3
-"""A call to a peer must take so long. Nodes that place for drafts write 23 and 22 % faster over links of 20 ms, 8 and 30 %
-over links of 5 ms (bundled model, redundancy 1.2 and 1.5); where calls are short, the node's own computing weighs more."""
+"""A call to a peer must take so long. Nodes that place for drafts write 23 and 22 % faster over links of 20 ms, 8 and
+30 % over links of 5 ms (bundled model, redundancy 1.2 and 1.5); where calls are short, own computing weighs more."""
 
 
 class DraftsSeen(NamedTuple):
