@@ -196,9 +196,8 @@ class PlacementDriver:
                     byte_s[i, j] = 1 / (link.rate_bytes_per_s or 1 / byte_s[i, j])
         np.fill_diagonal(rtt_s, 0.0)
         np.fill_diagonal(byte_s, 0.0)
-        call_s = rtt_s + there_s[None, :]
-        self._far_s = float(np.median(call_s[0, 1:])) if count > 1 else 0.0
-        return exchange.Links(names, call_s, byte_s, row_s, near)
+        self._far_s = float(np.median(rtt_s[0, 1:])) if count > 1 else 0.0
+        return exchange.Links(names, rtt_s + there_s[None, :], byte_s, row_s, near)
 
     def _rate(self, peer: NodeId) -> float | None:
         """Bytes a second to a peer: as emulated, else as transfers have shown."""

@@ -47,7 +47,7 @@ class Observer:
         Args:
             now: Monotonic seconds.
             drafts: Measured of this node's latest passes.
-            far_s: What a call to a peer takes.
+            far_s: A round trip to a peer.
         """
         keeper, occasion = self.keeper, self._occasion
         if keeper.forget_old_use(now):

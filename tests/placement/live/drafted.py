@@ -52,7 +52,7 @@ async def measure(directory, found):
 
 def main(directory):
     found = {}
-    for link in ("wan", "wifi"):
+    for link in ("wan", "wifi", "edge"):
         for redundancy in (1.2, 1.5):
             found[link, redundancy] = plans_without_and_for_drafts(link, redundancy)
             predicted = [1e3 * np.mean([one.mean_s for one in bills]) for _, bills in found[link, redundancy]]

@@ -58,7 +58,7 @@ class UsedMesh(Mesh):
                 self.settled.clear()
 
     def _far_s(self, place):
-        return float(np.median(np.delete(self.world.call_s(1.0)[place], place)))
+        return float(np.median(np.delete(self.world.rtt_s[place], place)))
 
     def holders(self):
         """As planned; as the guardian rule says before that."""
