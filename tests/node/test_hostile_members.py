@@ -11,6 +11,7 @@ import trio
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import PeerError
 from meshmoe.engine.dispatch import compute_rows
+from meshmoe.engine.lean.little import serve_rows
 from meshmoe.gossip.values import Claims, Demand, Holdings, Link, Links
 from meshmoe.model.tiny import make_tiny_checkpoint
 from meshmoe.node.call_room import CallRoom
@@ -115,6 +116,12 @@ def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_pa
 
     monkeypatch.setattr("meshmoe.engine.engine.compute_rows", counted)
     monkeypatch.setattr("meshmoe.node.express.compute_rows", counted)
+
+    def counted_little(*arguments):
+        computed.append(arguments)
+        return serve_rows(*arguments)
+
+    monkeypatch.setattr("meshmoe.engine.lean.little.serve_rows", counted_little)
 
     def tensor(rows, columns, dtype="f32"):
         header = TensorHeader(dtype, rows, columns)
