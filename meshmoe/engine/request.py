@@ -100,6 +100,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
         decode_tokens: Tokens that these passes told; more than passes where drafts were right.
         decode_rounds: Rounds in those passes: layers that had to wait for at least one other node.
         drafted_tokens: Tokens guessed ahead and checked.
+        drafted_depth: Of these, the longest branch of every pass: so many could have been right.
         accepted_tokens: Those of them that were right.
         prefill_rounds: Rounds while reading the prompt.
         expert_calls_local: (token, expert) pairs computed here.
@@ -121,6 +122,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     decode_tokens: int = 0
     decode_rounds: int = 0
     drafted_tokens: int = 0
+    drafted_depth: int = 0
     accepted_tokens: int = 0
     prefill_rounds: int = 0
     expert_calls_local: int = 0

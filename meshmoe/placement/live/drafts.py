@@ -40,6 +40,7 @@ class DraftsSeen(NamedTuple):
         passes: How many.
         tokens: That they told.
         drafted: Tokens guessed for them.
+        depth: Of these, the longest branch of every pass, together; as many as ``drafted`` where all drafts are chains.
         decode_s: That they took.
         hit: Share of their calls served at home.
     """
@@ -47,6 +48,7 @@ class DraftsSeen(NamedTuple):
     passes: int
     tokens: int
     drafted: int
+    depth: int
     decode_s: float
     hit: float
 
@@ -55,7 +57,7 @@ class Drafting(NamedTuple):
     """How a node drafts, as far as placement cares.
 
     Attributes:
-        rows: Of a pass: the drafts and one.
+        rows: Of a pass: the drafts and one. All branches of a tree count, since a layer waits for any of them.
         tokens: That a pass tells.
         home_s: What a pass would save if all of its calls were at home instead of none, in better drafts alone.
     """
@@ -74,14 +76,14 @@ def drafting(seen: DraftsSeen | None, far_s: float) -> Drafting | None:
     """
     if seen is None or seen.passes < PASSES_MIN or far_s < FAR_S:
         return None
-    length, tokens = round(seen.drafted / seen.passes), seen.tokens / seen.passes
-    if seen.drafted < DRAFTED_MIN * seen.passes or tokens <= 1.0 or seen.hit >= 1.0:
+    if seen.drafted < DRAFTED_MIN * seen.passes or seen.tokens <= seen.passes or seen.hit >= 1.0:
         return None
+    tokens, length = seen.tokens / seen.passes, max(1, round(seen.depth / seen.passes))
     tokens = min(tokens, tokens_per_pass(CHANCE_MAX, length))  # lengths vary: a rounded one may tell less than they did
     chance = _chance(tokens, length)
     loss = min(1.0, (1.0 - chance) / (1.0 - seen.hit))
     slope = sum(depth * chance ** (depth - 1) for depth in range(1, length + 1))
-    return Drafting(length + 1, tokens, seen.decode_s / seen.tokens * slope * loss)
+    return Drafting(round(seen.drafted / seen.passes) + 1, tokens, seen.decode_s / seen.tokens * slope * loss)
 
 
 def as_passes(chunks: Steps, decode: Steps, how: Drafting) -> tuple[Steps, float]:

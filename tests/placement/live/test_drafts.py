@@ -18,7 +18,7 @@ from meshmoe.placement.seed import guardian_owners
 from tests.placement.live.used import plans_without_and_for_drafts
 from tests.placement.worlds import routing, small_world
 
-SEEN = DraftsSeen(passes=100, tokens=300, drafted=400, decode_s=9.0, hit=0.6)
+SEEN = DraftsSeen(passes=100, tokens=300, drafted=400, depth=400, decode_s=9.0, hit=0.6)
 EVEN = np.ones((2, 8))
 
 
@@ -59,8 +59,14 @@ def test_what_a_call_at_home_saves_is_what_a_token_more_a_pass_saves():
     assert how.home_s == pytest.approx(saved_s / part, rel=1e-3)
 
 
+def test_branches_beside_each_other_make_a_pass_wider_not_its_drafts_worse():
+    chain, tree = drafting(SEEN, FAR_S), drafting(SEEN._replace(drafted=800), FAR_S)
+    assert (chain.rows, tree.rows) == (5, 9)
+    assert tree[1:] == chain[1:]
+
+
 def test_lengths_that_vary_do_not_tell_more_than_drafts_can():
-    how = drafting(SEEN._replace(drafted=140, tokens=220), FAR_S)
+    how = drafting(SEEN._replace(drafted=140, depth=140, tokens=220), FAR_S)
     assert how.rows == 2 and how.tokens < 2
 
 
