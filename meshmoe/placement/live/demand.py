@@ -199,8 +199,21 @@ class DemandKeeper:
         if not runs:
             return no_steps(self._layers)
         each = RUN // rows
-        chunks = [self._chunk(run[at * rows : (at + 1) * rows]) for run in runs for at in range(each)]
-        return self._steps(chunks, np.repeat(self._runs.rates(now), each))
+        tokens = np.stack(runs)[:, : each * rows].reshape(len(runs) * each, rows, self._layers, -1)
+        # All at once: pass by pass it took the trio thread some 40 ms.
+        places = np.arange(len(tokens) * self._layers).reshape(len(tokens), 1, self._layers, 1) * self._experts + tokens
+        counts = np.bincount(places[tokens >= 0], minlength=len(tokens) * self._layers * self._experts)
+        counts = counts.reshape(len(tokens), self._layers, self._experts)
+        used_first = np.argsort(counts == 0, axis=-1, kind="stable")
+        called = np.take_along_axis(counts, used_first, axis=-1).astype(np.int32)
+        experts = np.where(called > 0, used_first, -1).astype(np.int16)
+        lengths = np.full(len(tokens), rows, np.int32)
+        return Steps(experts, called, np.repeat(self._runs.rates(now), each), lengths)
+
+    @property
+    def has_passes(self) -> bool:
+        """Whether there are tokens that followed each other."""
+        return len(self._runs) > 0
 
     def _chunk(self, sets: NDArray[np.int16]) -> _Chunk:
         experts = np.full((self._layers, self._experts), -1, np.int16)

@@ -57,11 +57,8 @@ class Observer:
         demand = trace.demand(self._experts)
         news = self._news.of(demand) if keeper.tokens >= TOKENS_MIN else ()
         events: list[Learning | OwnTrace] = []
-        passes, how = None, drafting(drafts, far_s)
-        if how is not None:
-            passes = keeper.passes(min(how.rows, RUN), now)
-        drafts_pay = passes is not None and len(passes) > 0
-        thinks = occasion.is_now(keeper.sample, demand, now, changing=keeper.changing, drafts_pay=drafts_pay)
+        how = drafting(drafts, far_s) if keeper.has_passes else None
+        thinks = occasion.is_now(keeper.sample, demand, now, changing=keeper.changing, drafts_pay=how is not None)
         learning = keeper.changing or occasion.is_near(now)
         if learning != self._learning:
             self._learning = learning
@@ -69,8 +66,8 @@ class Observer:
         if thinks:
             self.demand = demand
             away_s = 0.0
-            if how is not None and passes is not None and drafts_pay:
-                passes, away_s = as_passes(passes, trace.decode, how)
+            if how is not None:
+                passes, away_s = as_passes(keeper.passes(min(how.rows, RUN), now), trace.decode, how)
                 trace = replace(trace, decode=passes)
                 logger.info("placing for drafts: passes of %d rows tell %.1f tokens", how.rows, how.tokens)
             events.append(OwnTrace(trace, away_s))
