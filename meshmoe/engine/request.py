@@ -101,6 +101,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
         decode_rounds: Rounds in those passes: layers that had to wait for at least one other node.
         drafted_tokens: Tokens guessed ahead and checked.
         drafted_depth: Of these, the longest branch of every pass: so many could have been right.
+        looked_up_depth: Of that depth, in passes whose drafts were only looked up in the text.
         accepted_tokens: Those of them that were right.
         prefill_rounds: Rounds while reading the prompt.
         expert_calls_local: (token, expert) pairs computed here.
@@ -123,6 +124,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     decode_rounds: int = 0
     drafted_tokens: int = 0
     drafted_depth: int = 0
+    looked_up_depth: int = 0
     accepted_tokens: int = 0
     prefill_rounds: int = 0
     expert_calls_local: int = 0

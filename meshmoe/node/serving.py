@@ -135,6 +135,7 @@ class Serving:
             tokens=sum(s.decode_tokens for s in recent),
             drafted=sum(s.drafted_tokens for s in recent),
             depth=sum(s.drafted_depth for s in recent),
+            looked_up=sum(s.looked_up_depth for s in recent),
             decode_s=sum(s.decode_s for s in recent),
             hit=sum(s.expert_calls_local for s in recent) / calls,
         )

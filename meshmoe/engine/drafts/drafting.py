@@ -210,7 +210,9 @@ class Drafting:
     def _learn(self, one: Asked, plan: DraftPlan, growth: Growth, written: Sequence[int]) -> None:
         """Learn from what was written: of drafts that were checked, and of those that only might have been."""
         one.stats.drafted_tokens += len(growth.tree.nodes)
-        one.stats.drafted_depth += max(map(len, growth.tree.nodes), default=0)
+        depth = max(map(len, growth.tree.nodes), default=0)
+        one.stats.drafted_depth += depth
+        one.stats.looked_up_depth += depth if plan.drafter != "local" else 0
         one.stats.accepted_tokens += len(written) - 1
         if plan.seen is not None:
             drafter, tokens = plan.seen

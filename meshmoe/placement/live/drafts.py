@@ -41,6 +41,7 @@ class DraftsSeen(NamedTuple):
         tokens: That they told.
         drafted: Tokens guessed for them.
         depth: Of these, the longest branch of every pass, together; as many as ``drafted`` where all drafts are chains.
+        looked_up: Of that depth, in passes that asked no expert for their drafts: as good wherever experts are.
         decode_s: That they took.
         hit: Share of their calls served at home.
     """
@@ -49,6 +50,7 @@ class DraftsSeen(NamedTuple):
     tokens: int
     drafted: int
     depth: int
+    looked_up: int
     decode_s: float
     hit: float
 
@@ -81,7 +83,7 @@ def drafting(seen: DraftsSeen | None, far_s: float) -> Drafting | None:
     tokens, length = seen.tokens / seen.passes, max(1, round(seen.depth / seen.passes))
     tokens = min(tokens, tokens_per_pass(CHANCE_MAX, length))  # lengths vary: a rounded one may tell less than they did
     chance = _chance(tokens, length)
-    loss = min(1.0, (1.0 - chance) / (1.0 - seen.hit))
+    loss = min(1.0, (1.0 - chance) / (1.0 - seen.hit)) * (1.0 - seen.looked_up / max(1, seen.depth))
     slope = sum(depth * chance ** (depth - 1) for depth in range(1, length + 1))
     return Drafting(round(seen.drafted / seen.passes) + 1, tokens, seen.decode_s / seen.tokens * slope * loss)
 

@@ -150,7 +150,10 @@ def test_the_text_is_the_one_without_drafts(plain, mode, together):
     params, texts, before = plain
     found, stats = write(mode, params, together=together)
     assert found == texts, "tokens and their log-probabilities"
+    if mode.kind == "lookup":
+        assert 0 < sum(s.looked_up_depth for s in stats) == sum(s.drafted_depth for s in stats)
     if mode.kind == "fixed":
+        assert sum(s.looked_up_depth for s in stats) == 0
         assert sum(s.drafted_tokens for s in stats) > 0
         assert sum(s.accepted_tokens for s in stats) > 0
         assert sum(s.decode_rounds for s in stats) < sum(s.decode_rounds for s in before)

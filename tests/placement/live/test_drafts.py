@@ -18,7 +18,7 @@ from meshmoe.placement.seed import guardian_owners
 from tests.placement.live.used import plans_without_and_for_drafts
 from tests.placement.worlds import routing, small_world
 
-SEEN = DraftsSeen(passes=100, tokens=300, drafted=400, depth=400, decode_s=9.0, hit=0.6)
+SEEN = DraftsSeen(passes=100, tokens=300, drafted=400, depth=400, looked_up=0, decode_s=9.0, hit=0.6)
 EVEN = np.ones((2, 8))
 
 
@@ -63,6 +63,13 @@ def test_branches_beside_each_other_make_a_pass_wider_not_its_drafts_worse():
     chain, tree = drafting(SEEN, FAR_S), drafting(SEEN._replace(drafted=800), FAR_S)
     assert (chain.rows, tree.rows) == (5, 9)
     assert tree[1:] == chain[1:]
+
+
+def test_drafts_that_are_looked_up_are_no_reason_to_have_experts_at_home():
+    drafted, half, found = (drafting(SEEN._replace(looked_up=depth), FAR_S) for depth in (0, 200, 400))
+    assert half.home_s == pytest.approx(drafted.home_s / 2)
+    assert found.home_s == 0.0
+    assert found[:2] == drafted[:2], "passes wait as they did"
 
 
 def test_lengths_that_vary_do_not_tell_more_than_drafts_can():

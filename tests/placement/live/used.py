@@ -86,7 +86,8 @@ def plans_without_and_for_drafts(link, redundancy, seconds=75):
         found = draft_bill(fit, node, demands[node], mesh.holders())
         told, passes = 3000, round(3000 / found.tokens)
         hit = 1 - (1 - found.chance) / 0.75
-        return DraftsSeen(passes, told, passes * found.length, passes * found.length, told * found.mean_s, hit)
+        drafted = passes * found.length
+        return DraftsSeen(passes, told, drafted, drafted, 0, told * found.mean_s, hit)
 
     results = []
     for how in (lambda mesh, node: None, drafts):
