@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -55,6 +55,13 @@ def subset(pool: ExpertPool, experts: Iterable[ExpertId]) -> ExpertPool:
         assert weights is not None
         other.add(expert, {name: tensor.clone() for name, tensor in weights.items()})
     return other
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Look again every millisecond."""
+    with trio.fail_after(50):
+        while not condition():
+            await trio.sleep(0.001)
 
 
 @dataclass
