@@ -1,4 +1,4 @@
-"""A service that writes what a test wants, for the protocol's tests; the engine's own are in test_engine.py."""
+"""A service that writes what a test wants, for the protocol's tests; the engine's own are in tests/engine."""
 
 from __future__ import annotations
 

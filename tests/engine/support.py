@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,10 +15,10 @@ from torch import Tensor
 import meshmoe.model.bundled
 from meshmoe.core.errors import ExpertUnavailableError
 from meshmoe.core.ids import ExpertId
-from meshmoe.engine.engine import Engine
+from meshmoe.engine.engine import Engine, EngineLimits, open_engine
 from meshmoe.engine.model import MoeModel, load_moe_model
 from meshmoe.engine.pool import ExpertPool
-from meshmoe.engine.remote import LayerCall
+from meshmoe.engine.remote import LayerCall, RemoteExperts
 from meshmoe.engine.request import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.loading import load_expert
@@ -62,6 +62,30 @@ async def until(condition: Callable[[], object]) -> None:
     with trio.fail_after(50):
         while not condition():
             await trio.sleep(0.001)
+
+
+def request(text: str | tuple[int, ...] = "The history of the", **sampling: object) -> GenerationRequest:
+    ids = text if isinstance(text, tuple) else tuple(edge()[1].tokenizer(text).input_ids)
+    return GenerationRequest(prompt_ids=ids, sampling=SamplingParams(**sampling))  # type: ignore[arg-type]
+
+
+def with_engine(
+    test: Callable[[Engine], Awaitable[None]],
+    *,
+    pool: ExpertPool | None = None,
+    remote: RemoteExperts | None = None,
+    **limits: int,
+) -> None:
+    """Run a test with an engine, and see that it leaves nothing running."""
+
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with open_engine(edge()[1], pool or edge_pool(), remote, EngineLimits(**limits)) as engine:
+                await test(engine)
+                assert engine.stats().active == engine.stats().queued == 0
+                await until(lambda: engine._compute.live == 0)
+
+    trio.run(main)
 
 
 @dataclass
