@@ -83,8 +83,11 @@ def remember(cache_dir: Path, directory: Path, prints: tuple[tuple[str, int, int
     with contextlib.suppress(OSError):
         cache_dir.mkdir(parents=True, exist_ok=True)
         entry = _Remembered(prints, manifest.model_digest, manifest.encode())
-        partial.write_bytes(msgspec.msgpack.encode(entry))
-        partial.replace(path)
+        try:
+            partial.write_bytes(msgspec.msgpack.encode(entry))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)  # a full disk leaves the beginning of it
 
 
 def compute_manifest(source: WeightSource, progress: Progress | None = None) -> Manifest:

@@ -1,7 +1,8 @@
 """Greedy texts of five domains with drafts and without: ``python -m tests.engine.draft_equality``.
 
-A node that holds everything and drafts nothing writes the texts first. Then a node that holds a share of the experts,
-the others behind calls that take a moment, writes them again in each mode, several at once. Every token is compared.
+A node that holds everything and drafts nothing writes the texts first, one at a time. Then a node that holds a share of
+the experts, the others behind calls that take a moment, writes them again in each mode, several at once. Every token is
+compared. ``--share 1 --at-once 16 off`` compares batches of sixteen with batches of one, and nothing else.
 
 Greedy texts of a small model soon repeat themselves, and what repeats is easily drafted. So there are many short ones,
 and each goes on from a beginning that was drawn at random, with a seed, by the node alone.
@@ -28,7 +29,6 @@ from meshmoe.engine.request import GenerationStats
 from tests.engine.support import Scattered, complete, edge, edge_pool, subset
 
 MODES = ("off", "2", "4", "8", "lookup", "auto")
-AT_ONCE = 4
 BEGINNING_TOKENS = 24
 DELAY_MAX_S = 0.001
 """Each way, of a call: enough for ``auto`` to find drafts worth while."""
@@ -41,6 +41,7 @@ class Wanted:
     texts: int
     tokens: int
     share: float = 0.4
+    at_once: int = 4
     dtype: torch.dtype = torch.bfloat16
 
     @property
@@ -91,7 +92,7 @@ def beginnings(wanted: Wanted) -> dict[tuple[str, int], tuple[int, ...]]:
 
 
 def write(wanted: Wanted, mode: str, alone: bool = False) -> Written:
-    """Write all texts; ``alone`` on a node that holds everything."""
+    """Write all texts; ``alone`` on a node that holds everything, one at a time."""
     _, model = edge(wanted.dtype)
     whole = edge_pool(wanted.dtype)
     rng = random.Random(5)
@@ -101,7 +102,7 @@ def write(wanted: Wanted, mode: str, alone: bool = False) -> Written:
     prompts = beginnings(wanted)
 
     async def main() -> None:
-        places = trio.CapacityLimiter(AT_ONCE)
+        places = trio.CapacityLimiter(1 if alone else wanted.at_once)
         async with (
             open_engine(model, whole) as peer,
             open_engine(
@@ -143,11 +144,13 @@ def main() -> int:
     parser.add_argument("--texts", type=int, default=50, help="of each domain")
     parser.add_argument("--tokens", type=int, default=40, help="of each text")
     parser.add_argument("--share", type=float, default=0.4, help="of the experts that the drafting node holds")
+    parser.add_argument("--at-once", type=int, default=4, help="texts that the drafting node writes together")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("modes", nargs="*", default=MODES, help="as `meshmoe join --drafts` takes them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    wanted = Wanted(arguments.texts, arguments.tokens, arguments.share, getattr(torch, arguments.dtype))
+    dtype = getattr(torch, arguments.dtype)
+    wanted = Wanted(arguments.texts, arguments.tokens, arguments.share, arguments.at_once, dtype)
     right = write(wanted, "off", alone=True)
     sys.stdout.write(
         f"{right.tokens} tokens of {len(OPENINGS)} domains, {arguments.dtype}, {variety(right):.0%} of runs of four "

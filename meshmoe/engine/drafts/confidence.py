@@ -79,8 +79,9 @@ class Confidence:
     def note(self, guess: Guess, right: bool) -> None:
         """A draft was looked at, all before it being right."""
         if guess.sure is not None:
-            tried, of_it = self._seen.get(_bin(guess, guess.sure), (0.0, 0.0))
-            self._seen[_bin(guess, guess.sure)] = tried * FADING + 1.0, of_it * FADING + right
+            which = _bin(guess, guess.sure)
+            tried, of_it = self._seen.get(which, (0.0, 0.0))
+            self._seen[which] = tried * FADING + 1.0, of_it * FADING + right
 
     def chance(self, guess: Guess) -> float:
         """That a draft is right if all before it are; 1 where nobody asked."""

@@ -19,16 +19,22 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numba
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SOURCES = ("kernels", "lean")
+
+WAIT_S_MAX = 120.0
+"""For another process that compiles; it may have been stopped in the middle."""
+
+LOOK_S = 0.1
 
 
 def cache_directory() -> Path:
@@ -60,11 +66,24 @@ def once_a_machine(what: str) -> Iterator[None]:
     with ExitStack() as stack:
         if not done.exists():
             with suppress(OSError):  # a directory that cannot be written to is this process's own trouble
-                lock = stack.enter_context((directory / "lock").open("wb"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _lock(stack.enter_context((directory / "lock").open("wb")))
         yield
         with suppress(OSError):
             done.touch()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait for a lock, and go on without it if it takes too long."""
+    until_s = time.monotonic() + WAIT_S_MAX
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until_s:
+                return
+            time.sleep(LOOK_S)
+        else:
+            return
 
 
 def _digest() -> str:

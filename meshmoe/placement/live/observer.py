@@ -57,7 +57,8 @@ class Observer:
         demand = trace.demand(self._experts)
         news = self._news.of(demand) if keeper.tokens >= TOKENS_MIN else ()
         events: list[Learning | OwnTrace] = []
-        how = drafting(drafts, far_s) if keeper.has_passes else None
+        # Where nobody has asked for so long that nothing is left of the demand, there is nothing to place for.
+        how = drafting(drafts, far_s) if keeper.has_passes and demand.any() else None
         thinks = occasion.is_now(keeper.sample, demand, now, changing=keeper.changing, drafts_pay=how is not None)
         learning = keeper.changing or occasion.is_near(now)
         if learning != self._learning:

@@ -1,8 +1,10 @@
 """Where compiled code is kept, and that a second start finds it there."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from meshmoe.engine.kernels import compiling
@@ -45,6 +47,18 @@ def test_one_of_several_compiles_and_the_second_start_compiles_nothing(tmp_path)
     assert directory.parent == tmp_path / "meshmoe" / "kernels"
     assert any(directory.rglob("*.nbc"))
     assert run(tmp_path, 1) == ([1], directory)
+
+
+def test_one_that_was_stopped_while_it_compiles_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling.numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiling, "WAIT_S_MAX", 0.3)
+    with (tmp_path / "lock").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        began_s = time.monotonic()
+        with compiling.once_a_machine("it"):
+            waited_s = time.monotonic() - began_s
+    assert waited_s >= 0.3
+    assert (tmp_path / "it.done").exists()
 
 
 def test_another_version_has_another_directory(tmp_path, monkeypatch):

@@ -107,6 +107,14 @@ def test_a_node_thinks_in_passes_only_over_slow_links():
     assert other.away_s > 0 and (other.trace.decode.tokens == 5).all()
 
 
+def test_a_node_that_nobody_has_asked_for_a_day_has_nothing_to_place_for_and_no_broken_prices():
+    idle = Observer(keeper()[0], 4, 16)
+    idle.look(20.0, SEEN, FAR_S)
+    (thought,) = (e for e in idle.look(86_400.0, SEEN, FAR_S).events if hasattr(e, "trace"))
+    assert thought.away_s == 0.0
+    assert thought.trace.decode.tokens_per_s == 0.0
+
+
 def test_that_drafts_begin_to_pay_is_a_reason_to_think_once_it_lasts():
     occasion = Occasion()
     assert occasion.is_now(400, EVEN, 0.0, changing=False)
