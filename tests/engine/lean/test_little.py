@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.dispatch import TOGETHER_ROWS_MAX
@@ -73,6 +75,36 @@ def test_so_are_calls_that_are_not_little_and_data_of_another_size(case):
     data = bytes(pack_tensor(case.rows(2)).data)
     assert case.calls.serve(LAYER, [(0, [])], 2, data[:-2]) is None
     assert case.calls.serve(99, [(0, [])], 2, data) is None
+
+
+NUMBERS = st.one_of(st.integers(-2, 20), st.integers(-(1 << 70), 1 << 70))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    layer=st.one_of(st.just(LAYER), NUMBERS),
+    experts=st.lists(st.tuples(NUMBERS, st.lists(NUMBERS, max_size=20)), max_size=20),
+    count=st.one_of(st.integers(0, 20), NUMBERS),
+    size=st.one_of(st.none(), st.integers(0, 200)),
+)
+def test_whatever_a_peer_asks_for_is_served_in_full_or_not_at_all(case, layer, experts, count, size):
+    """Addresses are made of these numbers: none may lead outside."""
+    right = max(0, min(count, 20)) * case.hidden * case.model.dtype.itemsize
+    data = bytes(right if size is None else size)
+    rows = sum(len(numbers) or count for _, numbers in experts)
+    there = set(range(case.model.layers[LAYER].n_experts)) - {LACKING}
+    valid = (
+        0 < count <= TOGETHER_ROWS_MAX
+        and len(data) == count * case.hidden * case.model.dtype.itemsize
+        and 0 < rows <= TOGETHER_ROWS_MAX
+        and all(0 <= number < count for _, numbers in experts for number in numbers)
+    )
+    answer = case.calls.serve(layer, experts, count, data)
+    if layer == LAYER and all(index in there for index, _ in experts):
+        assert (answer is not None) == valid
+    if answer is not None:
+        assert valid
+        assert len(answer) == rows * case.hidden * case.model.dtype.itemsize
 
 
 def test_an_evicted_expert_is_served_no_more_and_comes_back(case):
