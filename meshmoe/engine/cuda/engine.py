@@ -23,10 +23,12 @@ from meshmoe.engine.cuda.blocks import DeviceBlocks
 from meshmoe.engine.cuda.step import DecodeStep, Missing
 from meshmoe.engine.cuda.weights import DeviceWeights
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
-from meshmoe.engine.lean.batch import LeanBatch, LeanEngine, Pair, Row
+from meshmoe.engine.lean.away import Pair
+from meshmoe.engine.lean.batch import LeanBatch, LeanEngine
 from meshmoe.engine.lean.blocks import Sequence
 from meshmoe.engine.lean.model import LeanModel
 from meshmoe.engine.lean.resident import ResidentSnapshot
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
 
@@ -102,7 +104,7 @@ class CudaBatch(LeanBatch):
 
     def forward(self, rows: Rows[Row]) -> Tensor:
         """See `LeanBatch.forward`."""
-        self._rows, self._away, self.waited_s = rows, [], 0.0
+        self._rows, self._calls_away, self.waited_s = rows, [], 0.0
         began = perf_counter()
         lengths, positions = self._positions(rows)
         self._work.fit(len(rows), 1)
@@ -158,7 +160,7 @@ class CudaBatch(LeanBatch):
         found_away = missing.experts.tolist(), missing.rows.tolist(), missing.places.tolist()
         pairs: list[Pair] = list(zip(*found_away, strict=True))
         self._work.normed[: len(self._rows)] = missing.hidden[: len(self._rows)].cpu()
-        self._receive(self._send(missing.layer, pairs))
+        self._receive(self._away.ask(self._rows, missing.layer, pairs))
         outputs = self._work.outputs.view(-1, self._model.plan.top_k, self._work.normed.shape[1])
         found = outputs[missing.rows, missing.places]
         return found.to(missing.hidden.device, missing.hidden.dtype)

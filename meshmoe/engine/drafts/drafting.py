@@ -28,9 +28,10 @@ from meshmoe.engine.drafts.growing import Growth
 from meshmoe.engine.drafts.length import Prospect, promise
 from meshmoe.engine.drafts.mode import DraftMode
 from meshmoe.engine.drafts.tree import PENDING, Path
-from meshmoe.engine.lean.batch import LeanBatch, Row
+from meshmoe.engine.lean.batch import LeanBatch
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.model import ROWS_MAX
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.sampling import Choice
 
 NODE_WEIGHT = 0.05

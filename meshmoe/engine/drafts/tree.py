@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from meshmoe.engine.lean.batch import Row
 from meshmoe.engine.lean.blocks import Sequence as LeanSequence
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.request import GenerationStats
 
 Path: TypeAlias = tuple[int, ...]

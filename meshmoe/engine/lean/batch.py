@@ -28,60 +28,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from time import perf_counter
-from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from meshmoe.core.errors import ExpertUnavailableError, PeerError
-from meshmoe.core.ids import ExpertId
 from meshmoe.engine.compute import Call, CallAbandonedError, Job
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.kernels.crew import crew_here, linear
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
+from meshmoe.engine.lean.away import Asked, AwayExperts
 from meshmoe.engine.lean.blocks import BlockPool, Sequence
-from meshmoe.engine.lean.little import LittleCalls, spread
+from meshmoe.engine.lean.little import LittleCalls
 from meshmoe.engine.lean.model import ROWS_MAX, SLICE_S, LeanModel, Workspace
 from meshmoe.engine.lean.resident import ResidentSnapshot, ResidentTable
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.lean.step import compute_resident, embed, finish, run
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape
 from meshmoe.engine.pool import ExpertPool
-from meshmoe.engine.remote import LayerCall, RemoteExperts
+from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import GenerationStats
-from meshmoe.wire.frames import Frame
-
-Pair: TypeAlias = tuple[int, int, int]
-"""One row's use of one expert: the expert, the row of the batch, the expert's place among those that the row chose."""
-
-_FEW_ROWS = 16
-"""For which a loop in plain Python takes less than numpy's calls."""
 
 _HEAD_BLOCK_BYTES = 8 << 20
 """Of the logits' weights, computed between two looks."""
-
-
-class Row(NamedTuple):
-    """One token to read.
-
-    Attributes:
-        sequence: Of which text; the token comes behind what it has read and behind the rows of it before this one.
-        token: Its id.
-        stats: Counters of the request.
-        decode: Whether someone waits for this very token; otherwise it is part of a prompt.
-        logits: Whether its logits are wanted.
-        local: Whether it must make do with resident experts: a draft.
-        also: Other sequences that have read the same up to here, and read this token, too: forks further on.
-    """
-
-    sequence: Sequence
-    token: int
-    stats: GenerationStats
-    decode: bool = True
-    logits: bool = True
-    local: bool = False
-    also: tuple[Sequence, ...] = ()
 
 
 class LeanEngine:
@@ -151,9 +121,11 @@ class LeanBatch:
         self.clock = engine.clock
         self.waited_s = 0.0
         self.abandoned = False
-        self._asked: Call[dict[int, Tensor]] | None = None
+        self._away = AwayExperts(engine.model.plan, self._work, engine.remote, engine.little, job)
+        self._awaited: Call[dict[int, Tensor]] | None = None
         self._rows: Rows[Row] = ()
-        self._away: list[tuple[GenerationStats, int]] = []
+        self._calls_away: list[tuple[GenerationStats, int]] = []
+        """Of the last forward: requests, and how many expert calls the mesh made for them."""
         self._also: list[NDArray[np.int64]] = []
         """Tables that the rows of the last forward name by address."""
 
@@ -179,7 +151,7 @@ class LeanBatch:
             JobCancelled: The job was cancelled.
         """
         assert 0 < len(rows) <= ROWS_MAX
-        self._rows, self._away, self.waited_s = rows, [], 0.0
+        self._rows, self._calls_away, self.waited_s = rows, [], 0.0
         model, plan = self._model, self._model.plan
         lengths = self._enter(rows)
         at, last, joining, count, crew = 0, len(plan.layers), False, len(rows), crew_here()
@@ -209,9 +181,9 @@ class LeanBatch:
     def abandon(self) -> None:
         """Make a forward under way raise soon, wherever it is; on any thread. Nobody wants its rows any more."""
         self.abandoned = True
-        asked = self._asked
-        if asked is not None:
-            asked.abandon()
+        awaited = self._awaited
+        if awaited is not None:
+            awaited.abandon()
 
     def _look(self) -> None:
         self._job.checkpoint()
@@ -236,16 +208,15 @@ class LeanBatch:
         for number, (row, at) in enumerate(zip(rows, positions, strict=True)):
             cos, sin = self._model.rotation(at, row.sequence.long)
             kind = -1 if row.local else 0 if row.decode else 1
-            table[number] = row.sequence.table.ctypes.data, at, cos, sin, kind, row.local, self._others(row)
+            others = self._others(row) if row.also else 0
+            table[number] = row.sequence.table.ctypes.data, at, cos, sin, kind, row.local, others
         work.fit(len(rows), max(lengths.values()))
         tokens = np.array([row.token for row in rows], np.int64)
         embed(plan.tag, plan.embedding.data_ptr(), tokens, int(work.places[Place.X]), int(plan.shape[Shape.HIDDEN]))
         return lengths
 
     def _others(self, row: Row) -> int:
-        """Address of the table of a row's further sequences; 0 if it has none."""
-        if not row.also:
-            return 0
+        """Address of the table of a row's further sequences."""
         self._also.append(np.array([len(row.also), *(s.table.ctypes.data for s in row.also)], np.int64))
         return int(self._also[-1].ctypes.data)
 
@@ -271,8 +242,8 @@ class LeanBatch:
     def _experts(self, snapshot: ResidentSnapshot, at: int, dividing: bool) -> float:
         """Have a routed layer's experts computed, the mesh's meanwhile; returns the seconds that the own ones took."""
         moe = int(self._model.plan.layers[at, Layer.MOE])
-        missing = self._missing(snapshot, at)
-        asked = self._send(moe, missing) if len(missing) else None
+        missing = self._away.missing(snapshot, at)
+        asked = self._away.ask(self._rows, moe, missing) if len(missing) else None
         try:
             took_s = self._compute(snapshot, at, dividing)
         except BaseException:
@@ -309,68 +280,10 @@ class LeanBatch:
             took_s += perf_counter() - began
         return took_s
 
-    def _missing(self, snapshot: ResidentSnapshot, at: int) -> list[Pair]:
-        """All that is not resident, experts and rows ascending."""
-        layer = self._model.plan.layers[at]
-        moe, top_k = int(layer[Layer.MOE]), int(layer[Layer.TOP_K])
-        chosen = self._work.chosen[moe, :, :top_k]
-        if len(chosen) <= _FEW_ROWS:
-            present = snapshot.present[moe]
-            return sorted(
-                (expert, row, place)
-                for row, experts in enumerate(chosen.tolist())
-                for place, expert in enumerate(experts)
-                if expert >= 0 and not present[expert]
-            )
-        rows, places = np.nonzero((chosen >= 0) & (snapshot.addresses[moe, chosen, 0] == 0))
-        return sorted(zip(chosen[rows, places].tolist(), rows.tolist(), places.tolist(), strict=True))
-
-    # Plain Python from here on: a decode step has a handful of pairs, for which a numpy call costs more than a loop.
-    # So do torch's: each of them takes some 10 us when the caches have seen other things since the last.
-
-    def _send(self, moe: int, missing: list[Pair]) -> _Asked:
-        """Ask the mesh for the missing experts of a layer, for all rows at once."""
-        remote = self._engine.remote
-        if remote is None:
-            named = ", ".join(str(ExpertId(moe, expert)) for expert in sorted({expert for expert, _, _ in missing}))
-            raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
-        if self._work.count == 1:
-            needed, hidden = [0], self._work.hidden
-        else:
-            needed = sorted({row for _, row, _ in missing})
-            whole = len(needed) == self._work.count
-            hidden = self._work.hidden if whole else self._work.hidden.index_select(0, torch.tensor(needed))
-        within = {row: at for at, row in enumerate(needed)}
-        by_expert: dict[int, list[int]] = {}
-        for expert, row, _ in missing:
-            by_expert.setdefault(expert, []).append(within[row])
-        concerned = [self._rows[row] for row in needed]
-        decode = any(row.decode for row in concerned)
-        # As patient as the most patient of them; if that is in vain, the others can still be tried alone.
-        stats = GenerationStats(stalled_s=min([row.stats.stalled_s for row in concerned]))
-        taken: set[int] = set()
-
-        def take(experts: Rows[int], data: Frame) -> bool:
-            pairs = self._places(missing)
-            places = [at for wanted in experts for expert, at in pairs if expert == wanted]
-            if not self._engine.little.take(data, places):
-                return False
-            taken.update(experts)
-            return True
-
-        call = self._job.ask(remote, LayerCall(moe, hidden, by_expert, decode, stats, take))
-        return _Asked(call, moe, hidden, by_expert, missing, stats, taken)
-
-    def _places(self, missing: list[Pair]) -> list[tuple[int, int]]:
-        """For each pair its expert, and the address of its place among the outputs."""
-        top_k, outputs = self._model.plan.top_k, self._work.outputs
-        row_bytes, start = 4 * outputs.shape[2], outputs.data_ptr()
-        return [(expert, start + (row * top_k + place) * row_bytes) for expert, row, place in missing]
-
-    def _receive(self, asked: _Asked) -> None:
-        """Wait for the missing experts' outputs and put them where the others' are."""
+    def _receive(self, asked: Asked) -> None:
+        """Wait for the missing experts' outputs and have them put where the others' are."""
         began, stalled_s = self.clock(), asked.stats.stalled_s
-        self._asked = asked.call
+        self._awaited = asked.call
         try:
             if self.abandoned:
                 asked.call.abandon()
@@ -378,58 +291,19 @@ class LeanBatch:
         except CallAbandonedError:
             raise BatchAbandonedError from None
         finally:
-            self._asked = None
-            self._account(asked, self.clock() - began, asked.stats.stalled_s - stalled_s)
-        if len(asked.taken) == len(asked.rows):
-            return
-        hidden, places, at = asked.hidden.shape[1], self._places(asked.missing), 0
-        moves: list[int] = []
-        for expert, numbers in asked.rows.items():
-            first, at = at, at + len(numbers)
-            if expert in asked.taken:
-                continue
-            reply, shape = replies.get(expert), (len(numbers), hidden)
-            if reply is None or reply.shape != shape or reply.dtype != asked.hidden.dtype:
-                found = "nothing" if reply is None else f"{tuple(reply.shape)} {reply.dtype}"
-                raise PeerError(
-                    f"expert {ExpertId(asked.layer, expert)}: the mesh answered {found}, not {shape} "
-                    f"{asked.hidden.dtype}"
-                )
-            replies[expert] = reply = reply.contiguous()  # which the dict keeps
-            row_bytes = hidden * reply.element_size()
-            for number, (_, place) in enumerate(places[first:at]):
-                moves += (reply.data_ptr() + number * row_bytes, place)
-        spread(self._model.plan.tag, np.array(moves, np.int64), hidden)
-
-    def _account(self, asked: _Asked, waited_s: float, stalled_s: float) -> None:
-        """Tell the requests concerned what the call took; bytes in proportion to their shares of it."""
-        self.waited_s += waited_s
-        by_request: dict[int, tuple[Row, int]] = {}
-        shares: dict[int, int] = {}
-        for _, number, _ in asked.missing:
-            shares[number] = shares.get(number, 0) + 1
-        for number, share in sorted(shares.items()):
-            row = self._rows[number]
-            by_request[id(row.stats)] = (row, by_request.get(id(row.stats), (row, 0))[1] + share)
-        for row, share in by_request.values():
-            stats = row.stats
-            self._away.append((stats, share))
-            stats.remote_wait_s += waited_s
-            stats.stalled_s += stalled_s
-            stats.retries += asked.stats.retries
-            stats.sent_bytes += asked.stats.sent_bytes * share // len(asked.missing)
-            stats.received_bytes += asked.stats.received_bytes * share // len(asked.missing)
-            if row.decode:
-                stats.decode_rounds += 1
-            else:
-                stats.prefill_rounds += 1
+            self._awaited = None
+            waited_s = self.clock() - began
+            self.waited_s += waited_s
+            self._calls_away += asked.account(waited_s, asked.stats.stalled_s - stalled_s)
+        if len(asked.taken) < len(asked.rows):
+            self._away.put(asked, replies)
 
     def _count(self, rows: Rows[Row]) -> None:
         """Tell requests and node what has been computed; drafts do not count."""
         for row in rows:
             if not row.local:
                 row.stats.expert_calls_local += self._model.expert_calls
-        for stats, calls in self._away:
+        for stats, calls in self._calls_away:
             stats.expert_calls_local -= calls
             stats.expert_calls_remote += calls
         chunks: dict[Sequence, list[int]] = {}
@@ -466,15 +340,3 @@ class LeanBatch:
             if part is not logits:
                 logits[:, begin : begin + count] = part
         return logits
-
-
-class _Asked(NamedTuple):
-    """A call to the mesh under way, and what it is about (`LeanBatch._missing`)."""
-
-    call: Call[dict[int, Tensor]]
-    layer: int
-    hidden: Tensor
-    rows: dict[int, list[int]]
-    missing: list[Pair]
-    stats: GenerationStats
-    taken: set[int]

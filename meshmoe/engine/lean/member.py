@@ -8,7 +8,8 @@ from torch import Tensor
 from meshmoe.engine.drafts.asked import Asked, RequestDrafts
 from meshmoe.engine.drafts.drafting import Drafting
 from meshmoe.engine.generate import Generation
-from meshmoe.engine.lean.batch import LeanEngine, Row
+from meshmoe.engine.lean.batch import LeanEngine
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.request import GenerationEvent
 from meshmoe.engine.sampling import Choice
 from meshmoe.engine.writing import EVENTS_A_TOKEN_MAX

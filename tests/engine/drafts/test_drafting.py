@@ -20,8 +20,9 @@ from meshmoe.engine.drafts.lookup import PromptLookup
 from meshmoe.engine.drafts.mode import AUTO, OFF, DraftMode, parse_draft_mode
 from meshmoe.engine.drafts.tree import PENDING, DraftTree
 from meshmoe.engine.kernels.choice import compute
-from meshmoe.engine.lean.batch import LeanEngine, Row
+from meshmoe.engine.lean.batch import LeanEngine
 from meshmoe.engine.lean.blocks import NoBlocksError
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.request import GenerationStats, SamplingParams
 from meshmoe.engine.sampling import Sampler
 from tests.engine.support import edge, edge_pool, subset

@@ -13,7 +13,8 @@ import torch
 
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import RequestDispatch, current_runner
-from meshmoe.engine.lean.batch import LeanEngine, Row
+from meshmoe.engine.lean.batch import LeanEngine
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.model import load_moe_model
 from meshmoe.engine.request import GenerationStats
 from meshmoe.model.checkpoint import Checkpoint

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from meshmoe.core.errors import ExpertUnavailableError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.counts import ActivationCounts
-from meshmoe.engine.lean.batch import LeanEngine, Row
+from meshmoe.engine.lean.batch import LeanEngine
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.model import ROWS_MAX
 from meshmoe.engine.lean.plan import FAMILIES
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.model import load_moe_model
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.request import GenerationStats
