@@ -83,7 +83,7 @@ class CallTable:
 
     def __init__(self, pending_max: int = 4096) -> None:
         self._pending: dict[int, PendingCall] = {}
-        self._ids = count(1, 2)  # even ones are those of `meshmoe.node.express`
+        self._ids = count(1, 2)  # even ones are those of `meshmoe.node.express_client`
         self._pending_max = pending_max
 
     def __len__(self) -> int:

@@ -154,7 +154,7 @@ class ExpertClient:
     async def complete(
         self, call: LayerCall, outputs: dict[int, Tensor], late: Sequence[NodeId], lost_s: float
     ) -> dict[int, Tensor]:
-        """Compute what the express has left over (`meshmoe.node.express`).
+        """Compute what the express has left over (`meshmoe.node.express_client`).
 
         Args:
             call: With what is still missing.

@@ -245,7 +245,7 @@ def test_a_cancelled_request_is_cancelled_at_the_peer(checkpoint):
             nursery.cancel_scope.cancel()
         with trio.fail_after(30):
             await odd.cancelled.wait()
-        assert not asker.express._asked
+        assert not asker.express.client.asked
 
     run(case, checkpoint, [SPARE], lambda call: None)
 

@@ -61,7 +61,7 @@ def corrupt(node, change) -> None:
 
     node.parts.expert_server.engine = Wrong()
     if node.parts.express is not None:
-        node.parts.express._is_plain = lambda *_: False  # so that all calls come to that engine
+        node.parts.express.server.is_plain = lambda *_: False  # so that all calls come to that engine
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -115,7 +115,7 @@ def test_calls_that_do_not_fit_the_model_reach_no_kernel_and_end_in_a_cut(tmp_pa
         return compute_rows(*arguments)
 
     monkeypatch.setattr("meshmoe.engine.engine.compute_rows", counted)
-    monkeypatch.setattr("meshmoe.node.express.compute_rows", counted)
+    monkeypatch.setattr("meshmoe.node.express_server.compute_rows", counted)
 
     def counted_little(*arguments):
         computed.append(arguments)
