@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from meshmoe.engine.request import GenerationEvent, GenerationRequest
 from meshmoe.node.history import HistorySample
+from meshmoe.node.leave_progress import LeaveProgress
 from meshmoe.node.mesh_keeper import MeshKeeper
 from meshmoe.node.meters import Meters
-from meshmoe.node.status import LeaveProgress, NodeStatus
+from meshmoe.node.status import NodeStatus
 
 
 class ModelService(Protocol):

@@ -28,9 +28,9 @@ from meshmoe.core.config import Capacity
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.core.token import Contact, parse_peer
-from meshmoe.engine.compute import Job
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import RequestDispatch
+from meshmoe.engine.job import Job
 from meshmoe.engine.kernels.choice import compute
 from meshmoe.engine.request import GenerationStats
 from meshmoe.engine.routing import Group

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from meshmoe.api.error_reading import NoNodeError, raise_if_error
 from meshmoe.cli.client import NodeClient
 from meshmoe.cli.options import socket_option
-from meshmoe.node.status import LeaveProgress
+from meshmoe.node.leave_progress import LeaveProgress
 
 
 @click.command()

@@ -4,9 +4,8 @@ Why. A transformers forward is a deep stack of synchronous Python, and a layer i
 A greenlet parks that stack and the thread takes up another job; the waiting itself is an ordinary trio task. The trio
 loop never computes, so it stays punctual, and there is no thread a request that would fight for the interpreter lock.
 
-Words. A *job* is one call of a function on the compute thread. The *hub* is the thread's main greenlet: it picks the
-next job and switches to it. A job gives the thread back by *parking* (it waits for a `Call`), by *yielding* (`turn`,
-`checkpoint`), or by ending. A *slice* is what runs between two such points.
+Words. A *job* (`meshmoe.engine.job`) is one call of a function on the compute thread. The *hub* is the thread's main
+greenlet: it picks the next job and switches to it. A *slice* is what runs until the job gives the thread back.
 
 Who owns what. Everything named ``_hub_*`` belongs to the compute thread alone. The trio thread reaches it through one
 queue of ``(method, argument)`` pairs, the *inbox*; the compute thread reaches trio through ``run_sync_soon``, which
@@ -16,9 +15,8 @@ thread waits in it, and whoever puts something into the inbox wakes it there.
 Order. Cancelled jobs first (they only unwind), then as `RunQueue` has it. A job visits the hub at every layer, so a
 peer's call waits for one layer of a prompt, not for a whole chunk of it.
 
-Cancellation. The trio task that waits in `ComputeThread.run` marks the job and posts it. The job raises `JobCancelled`
-where it stands: at its next checkpoint, or where it is parked. ``run`` returns only after that, so when it has returned
-nothing of the job is left. `JobCancelled` is a BaseException, so that no ``except Exception`` on the way swallows it.
+Cancellation. The trio task that waits in `ComputeThread.run` marks the job and posts it, and the job raises
+`JobCancelled` where it stands. ``run`` returns only after that, so when it has returned nothing of the job is left.
 
 Grad mode is per thread and is switched off once; a ``no_grad()`` that spans a switch would leak into the other jobs.
 """
@@ -30,202 +28,31 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import greenlet
 import outcome
 import torch
 import trio
-from torch import Tensor
 
 from meshmoe.core.errors import MeshmoeError, OverloadedError
+from meshmoe.engine.job import Bell, Call, Job
 from meshmoe.engine.schedule import Priority, RunQueue
 
 if TYPE_CHECKING:
     from meshmoe.engine.inlet import Inlet
-    from meshmoe.engine.remote import LayerCall, RemoteExperts
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
-class JobCancelled(BaseException):
-    """Raised inside a job whose asking task was cancelled."""
-
-
 class ComputeError(MeshmoeError):
     """The compute thread is stopping or has failed."""
 
     http_status = 503
-
-
-class CallAbandonedError(Exception):
-    """A job waits for a call that was abandoned."""
-
-
-class Call(Generic[T]):
-    """A trio call that a job has sent out: it runs on the trio thread while the job goes on."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._scope: trio.CancelScope | None = None
-        self._outcome: outcome.Value[T] | outcome.Error | None = None
-
-    def wait(self) -> T:
-        """Park the job until the call has ended; once a call.
-
-        Returns:
-            What the call returned.
-
-        Raises:
-            CallAbandonedError: It was abandoned.
-            Exception: Whatever the call raised.
-            JobCancelled: The asking task was cancelled.
-        """
-        if self._outcome is None:
-            self._job._park(self)
-        assert self._outcome is not None
-        return self._outcome.unwrap()
-
-    def abandon(self) -> None:
-        """Cancel the call if it still runs; on any thread."""
-        if self._outcome is None and self._scope is not None:
-            self._job.post(self._scope.cancel)
-
-    def _go_on(self, fn: Callable[..., Awaitable[T]], *args: Any) -> None:
-        """On the compute thread: let ``await fn(*args)`` on the trio thread be the call."""
-        assert self._job._nursery is not None, "a job without a nursery makes no calls"
-        self._scope = scope = trio.CancelScope()
-        self._job.post(self._job._nursery.start_soon, self._serve, scope, fn, args)
-
-    async def _serve(self, scope: trio.CancelScope, fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
-        with scope:
-            try:
-                self._outcome = outcome.Value(await fn(*args))
-            except Exception as error:
-                self._outcome = outcome.Error(error)
-        if scope.cancelled_caught:
-            self._outcome = outcome.Error(CallAbandonedError())
-        # Sent even when nobody waits yet: the job looks at the outcome first and ignores a late message.
-        if self._outcome is not None:
-            self._job._wake(self)
-
-
-class Bell:
-    """Wakes one job that waits for it; anyone may ring, on any thread. A ring that nobody waits for is kept."""
-
-    def __init__(self) -> None:
-        self._rung = False
-        self._job: Job | None = None
-
-    def ring(self) -> None:
-        """Wake the job, or let it not wait the next time."""
-        self._rung = True
-        job = self._job
-        if job is not None:
-            job._wake(self)
-
-    def wait(self, job: Job) -> None:
-        """Park the job until the bell rings, or for no reason.
-
-        Raises:
-            JobCancelled: The asking task was cancelled.
-        """
-        self._job = job
-        try:
-            if not self._rung:
-                job._park(self)
-        finally:
-            self._rung, self._job = False, None
-
-
-class Job:
-    """One function on the compute thread. Its methods are for that function, which gets the job as first argument.
-
-    Attributes:
-        priority: The class that it is queued in.
-        cancelled: Whether the asking task no longer wants the result.
-    """
-
-    def __init__(
-        self,
-        thread: ComputeThread,
-        priority: Priority,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        nursery: trio.Nursery | None,
-    ) -> None:
-        self.priority = priority
-        self.cancelled = False
-        self.done = trio.Event()
-        self.outcome: outcome.Value[Any] | outcome.Error | None = None
-        self._thread = thread
-        self._work: tuple[Callable[..., Any], tuple[Any, ...]] | None = (fn, args)
-        self._nursery = nursery
-        self._greenlet: greenlet.greenlet | None = None
-        self._waits_for: Call[Any] | Bell | None = None
-        self._ended: Callable[[Job], None] | None = None
-
-    def checkpoint(self) -> None:
-        """Let more urgent jobs go first, then go on.
-
-        Raises:
-            JobCancelled: The asking task was cancelled.
-        """
-        self._raise_if_cancelled()
-        self._thread._hub_preempt(self)
-
-    def turn(self, priority: Priority) -> None:
-        """End the slice: go on as a job of ``priority``, after those that already wait in that class.
-
-        Raises:
-            JobCancelled: The asking task was cancelled.
-        """
-        self.priority = priority
-        self._raise_if_cancelled()
-        self._thread._hub_requeue(self)
-
-    def call(self, fn: Callable[..., Awaitable[T]], *args: Any) -> Call[T]:
-        """Start ``await fn(*args)`` on the trio thread, in the nursery that the job was given."""
-        call: Call[T] = Call(self)
-        call._go_on(fn, *args)
-        return call
-
-    def ask(self, remote: RemoteExperts, call: LayerCall) -> Call[dict[int, Tensor]]:
-        """Have experts computed by the mesh: through the inlet where it can do that, else on the trio thread."""
-        inlet = self._thread._inlet
-        under_way = inlet.send(self, call) if inlet is not None else None
-        return self.call(remote.compute, call.kept()) if under_way is None else under_way
-
-    def post(self, fn: Callable[..., object], *args: Any) -> None:
-        """Run ``fn(*args)`` on the trio thread soon; calls keep their order, and ``fn`` must not raise."""
-        self._thread._post(fn, *args)
-
-    def _raise_if_cancelled(self) -> None:
-        if self.cancelled:
-            raise JobCancelled
-
-    def _park(self, call: Call[Any] | Bell) -> None:
-        self._raise_if_cancelled()
-        self._waits_for = call
-        self._thread._hub.switch()
-        self._raise_if_cancelled()
-
-    def _wake(self, call: Call[Any] | Bell) -> None:
-        self._thread._tell(self._thread._hub_wake, (self, call))
-
-    def _body(self) -> None:
-        assert self._work is not None
-        (fn, args), self._work = self._work, None
-        try:
-            self.outcome = outcome.Value(fn(self, *args))
-        except JobCancelled:
-            pass
-        except BaseException as error:
-            self.outcome = outcome.Error(error)
 
 
 class ComputeThread:

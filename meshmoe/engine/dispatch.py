@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from meshmoe.core.errors import ExpertUnavailableError, PeerError
 from meshmoe.core.ids import ExpertId
-from meshmoe.engine.compute import Call, Job
 from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.job import Call, Job
 from meshmoe.engine.kernels.choice import compute, compute_together
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import LayerCall, RemoteExperts

@@ -10,29 +10,29 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import trio
-from torch import Tensor, nn
+from torch import Tensor
 
-from meshmoe.core.errors import OverloadedError, RequestError
+from meshmoe.core.errors import OverloadedError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.admission import Admission
+from meshmoe.engine.checks import check_call, check_request, check_width
 from meshmoe.engine.compute import ComputeThread, open_compute
 from meshmoe.engine.counts import ActivationCounts
-from meshmoe.engine.dispatch import CALL_ROWS_MAX, compute_rows
+from meshmoe.engine.dispatch import compute_rows
 from meshmoe.engine.drafts.mode import AUTO, DraftMode
 from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation, generate
 from meshmoe.engine.grammar import Grammars
-from meshmoe.engine.kernels.choice import crew_for, is_plain
+from meshmoe.engine.kernels.choice import crew_for
 from meshmoe.engine.kv_room import card_kv_cache_bytes, default_kv_cache_bytes
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import GenerationEvent, GenerationRequest, GenerationStats
-from meshmoe.engine.sampling import check_params
 from meshmoe.engine.schedule import Priority
 from meshmoe.model.experts_modules import ExpertWeights
 from meshmoe.transport.service_nursery import open_service_nursery
-from meshmoe.wire.frames import HEADER_BYTES_MAX, PARCEL_BYTES_MAX, Frame
+from meshmoe.wire.frames import Frame
 
 if TYPE_CHECKING:
     from meshmoe.engine.lean.batch import LeanEngine
@@ -155,7 +155,7 @@ class Engine:
             RequestError: The request makes no sense for this model; the message has the numbers.
             OverloadedError: Too many requests wait already.
         """
-        tokens_max = self._check(request)
+        tokens_max = check_request(request, self.model, self._context_room())
         schema = request.sampling.json_schema
         constraint = None if schema is None else await self._grammars.constraint(schema)
         arrived = perf_counter()
@@ -250,9 +250,9 @@ class Engine:
             NotResidentError: As `compute_experts` does.
             RequestError: The same.
         """
-        rows = self._check_call(layer, rows_by_expert, hidden)
+        rows = check_call(layer, rows_by_expert, hidden, self.model)
         held = self.pool.take(ExpertId(layer, index) for index, _ in rows_by_expert)
-        _check_width(self.model.layers[layer].module, held, hidden)
+        check_width(self.model.layers[layer].module, held, hidden)
         return rows, held
 
     def stats(self) -> EngineStats:
@@ -296,73 +296,9 @@ class Engine:
             self._running.remove(generation)
             self._written_by_ended += generation.stats.completion_tokens
 
-    def _check(self, request: GenerationRequest) -> int:
-        """Check a request; returns how many tokens it may write."""
-        check_params(request.sampling, self.model.vocabulary_size)
-        prompt, context = request.prompt_ids, self.model.context_length
-        if not prompt:
-            raise RequestError("the prompt is empty; send at least one token", param="prompt")
-        if len(prompt) >= context:
-            raise RequestError(
-                f"this prompt has {len(prompt)} tokens; the model's context is {context}, of which at least one is for "
-                "the answer; shorten the prompt",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if not 0 <= min(prompt) <= max(prompt) < self.model.vocabulary_size:
-            raise RequestError(
-                f"the prompt has token ids outside of the model's vocabulary of {self.model.vocabulary_size}; was it "
-                "made with another model's tokenizer?",
-                param="prompt",
-            )
-        room = min(context, self._context_room()) - len(prompt)
-        if room < 1:
-            raise RequestError(
-                f"this prompt has {len(prompt)} tokens; the node's key-value cache has room for "
-                f"{self._context_room()}, of which at least one is for the answer; shorten the prompt, or start the "
-                "node with a larger --kv-cache",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        asked = request.sampling.max_tokens
-        return room if asked is None else min(asked, room)
-
     def _context_room(self) -> int:
         """Tokens that a request has room for when it is alone."""
         return self.model.context_length if self._lean is None else self._lean.tokens_max
-
-    def _check_call(
-        self, layer: int, rows_by_expert: Sequence[tuple[int, Sequence[int]]], hidden: Tensor
-    ) -> list[list[int]]:
-        """Check a peer's call; returns the rows of each expert, spelled out."""
-        if not 0 <= layer < len(self.model.layers):
-            raise RequestError(f"there is no MoE layer {layer}; the model has {len(self.model.layers)}")
-        if hidden.dim() != 2 or hidden.dtype != self.model.dtype or not 0 < len(hidden) <= CALL_ROWS_MAX:
-            raise RequestError(
-                f"hidden states are {list(hidden.shape)} {hidden.dtype}; expected 1 to {CALL_ROWS_MAX} rows of "
-                f"{self.model.dtype}"
-            )
-        count, n_experts = len(hidden), self.model.layers[layer].n_experts
-        row_bytes = hidden.shape[1] * hidden.element_size()
-        if (
-            sum(len(numbers) or count for _, numbers in rows_by_expert) * row_bytes
-            > PARCEL_BYTES_MAX - HEADER_BYTES_MAX
-        ):
-            # Every expert may ask for every row: a small call could have an answer of gigabytes.
-            raise RequestError(f"an expert call asks for more than the {PARCEL_BYTES_MAX >> 20} MiB of an answer")
-        rows = [list(numbers) or list(range(count)) for _, numbers in rows_by_expert]
-        if not rows or any(not 0 <= index < n_experts for index, _ in rows_by_expert):
-            raise RequestError(f"an expert call for layer {layer} must name experts from 0 to {n_experts - 1}")
-        if any(not 0 <= min(numbers) <= max(numbers) < count for numbers in rows):
-            raise RequestError(f"an expert call names rows outside of its {count} hidden states")
-        return rows
-
-
-def _check_width(module: nn.Module, held: Sequence[ExpertWeights], hidden: Tensor) -> None:
-    """See that the rows are as wide as the weights: compiled kernels do not look, and would read past their end."""
-    width = hidden.shape[1]
-    if any(w["gate_up_proj"].shape[1] != width for w in held if "gate_up_proj" in w) and is_plain(module):
-        raise RequestError(f"an expert call has hidden states of width {width}, which the experts do not take")
 
 
 def _lean_engine(engine: Engine, remote: RemoteExperts | None) -> LeanEngine | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from meshmoe.engine.compute import Job
+from meshmoe.engine.job import Job
 from meshmoe.engine.request import GenerationEvent
 
 _NEARLY_FULL = 4

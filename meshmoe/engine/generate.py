@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from meshmoe.engine.compute import Job
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import RequestDispatch, current_runner
 from meshmoe.engine.events import EventStream
 from meshmoe.engine.grammar import Constraint
+from meshmoe.engine.job import Job
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts

@@ -14,7 +14,7 @@ from torch import Tensor
 from meshmoe.engine.remote import LayerCall
 
 if TYPE_CHECKING:
-    from meshmoe.engine.compute import Call, Job
+    from meshmoe.engine.job import Call, Job
 
 
 class Inlet(Protocol):

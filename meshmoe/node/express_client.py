@@ -20,7 +20,8 @@ from torch import Tensor
 
 from meshmoe.core.errors import PeerError
 from meshmoe.core.ids import ExpertId, NodeId
-from meshmoe.engine.compute import Call, CallAbandonedError, ComputeThread, Job, JobCancelled
+from meshmoe.engine.compute import ComputeThread
+from meshmoe.engine.job import Call, CallAbandonedError, Job, JobCancelled
 from meshmoe.engine.remote import LayerCall
 from meshmoe.node.call_rows import REPLY_HEADER_BYTES, distinct_rows, read_outputs, row_bytes
 from meshmoe.node.expert_client import CallPatience, ExpertClient, MeshKnowledge

@@ -15,9 +15,10 @@ import outcome
 
 from meshmoe.core.errors import MeshmoeError
 from meshmoe.core.ids import ExpertId, NodeId
-from meshmoe.engine.compute import ComputeThread, Job
+from meshmoe.engine.compute import ComputeThread
 from meshmoe.engine.dispatch import compute_rows
 from meshmoe.engine.engine import Engine
+from meshmoe.engine.job import Job
 from meshmoe.engine.schedule import Priority
 from meshmoe.node.call_room import CallRoom
 from meshmoe.node.expert_server import ExpertServer

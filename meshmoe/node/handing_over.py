@@ -8,8 +8,8 @@ import trio
 
 from meshmoe.core.units import format_size
 from meshmoe.node.custody_driver import CustodyDriver
+from meshmoe.node.leave_progress import LeaveProgress
 from meshmoe.node.mesh import Mesh
-from meshmoe.node.status import LeaveProgress
 
 LEAVE_TIMEOUT_S = 600.0
 """How long a leaving node hands over at most: 30 GiB at a gigabit. Custody itself gives up much earlier if nobody takes

@@ -37,6 +37,7 @@ from meshmoe.node.expert_times import ExpertTimes, measurements
 from meshmoe.node.handing_over import hand_over
 from meshmoe.node.history import HistorySample
 from meshmoe.node.joining import Doorkeeper, keep_greeting
+from meshmoe.node.leave_progress import LeaveProgress
 from meshmoe.node.link_news import LinkNews
 from meshmoe.node.listening import open_listening
 from meshmoe.node.mesh_keeper import MeshKeeper
@@ -49,7 +50,7 @@ from meshmoe.node.reporting_mesh import CoverageKey
 from meshmoe.node.security import Security
 from meshmoe.node.serving import Serving
 from meshmoe.node.settings import NodeSettings
-from meshmoe.node.status import CoverageStatus, LeaveProgress, NodeStatus
+from meshmoe.node.status import CoverageStatus, NodeStatus
 from meshmoe.transport.impaired import ImpairedTransport
 from meshmoe.wire.messages import Hello, Welcome
 

@@ -389,17 +389,3 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     placement: PlacementStatus | None = None
     agreement: AgreementStatus | None = None
     schema: int = SCHEMA
-
-
-class LeaveProgress(msgspec.Struct, frozen=True):
-    """A step of leaving.
-
-    Attributes:
-        remaining: Experts in this node's custody that still need another custodian.
-        total: How many there were.
-        text: What is being done, in words.
-    """
-
-    remaining: int
-    total: int
-    text: str

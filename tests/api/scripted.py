@@ -19,12 +19,12 @@ from meshmoe.engine.request import (
 )
 from meshmoe.model.bundled import bundled_model_dir
 from meshmoe.node.history import HistorySample
+from meshmoe.node.leave_progress import LeaveProgress
 from meshmoe.node.meters import Meters
 from meshmoe.node.status import (
     CoverageStatus,
     CustodyStatus,
     LatencyStatus,
-    LeaveProgress,
     LinkStatus,
     MigrationEndStatus,
     MigrationStatus,

@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from meshmoe.engine.compute import ComputeError, JobCancelled, open_compute
+from meshmoe.engine.compute import ComputeError, open_compute
+from meshmoe.engine.job import JobCancelled
 from meshmoe.engine.schedule import Priority
 from tests.engine.support import until
 

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from meshmoe.engine.compute import Job
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.cuda.blocks import DeviceBlocks
 from meshmoe.engine.cuda.step import DecodeStep, Missing
 from meshmoe.engine.cuda.weights import DeviceWeights
+from meshmoe.engine.job import Job
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.away import Pair
 from meshmoe.engine.lean.batch import LeanBatch, LeanEngine

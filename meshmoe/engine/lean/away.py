@@ -19,7 +19,7 @@ from torch import Tensor
 
 from meshmoe.core.errors import ExpertUnavailableError, PeerError
 from meshmoe.core.ids import ExpertId
-from meshmoe.engine.compute import Call, Job
+from meshmoe.engine.job import Call, Job
 from meshmoe.engine.lean.little import LittleCalls, spread
 from meshmoe.engine.lean.model import Workspace
 from meshmoe.engine.lean.plan import LeanPlan

@@ -34,8 +34,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from meshmoe.engine.compute import Call, CallAbandonedError, Job
 from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.job import Call, CallAbandonedError, Job
 from meshmoe.engine.kernels.crew import crew_here, linear
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.away import Asked, AwayExperts

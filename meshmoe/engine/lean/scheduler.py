@@ -28,11 +28,12 @@ import trio
 from torch import Tensor
 
 from meshmoe.core.errors import OverloadedError
-from meshmoe.engine.compute import Bell, ComputeThread, Job
+from meshmoe.engine.compute import ComputeThread
 from meshmoe.engine.drafts.drafting import Drafting
 from meshmoe.engine.drafts.mode import AUTO, DraftMode
 from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation
+from meshmoe.engine.job import Bell, Job
 from meshmoe.engine.lean.batch import BatchAbandonedError, LeanBatch, LeanEngine
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.halves import Halves
