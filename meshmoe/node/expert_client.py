@@ -40,6 +40,11 @@ logger = logging.getLogger(__name__)
 class MeshKnowledge(Protocol):
     """What the client needs to know of the mesh."""
 
+    @property
+    def version(self) -> int:
+        """Grows after every change of holders, of who is reachable, and of what peers tell of their queues."""
+        ...
+
     def holders(self, expert: ExpertId) -> Sequence[NodeId]:
         """Reachable peers that hold ``expert``, this node not among them."""
         ...

@@ -19,7 +19,7 @@ import trio
 from torch import Tensor
 
 from meshmoe.core.errors import PeerError
-from meshmoe.core.ids import ExpertId, NodeId
+from meshmoe.core.ids import NodeId
 from meshmoe.engine.compute import ComputeThread
 from meshmoe.engine.job import Call, CallAbandonedError, Job, JobCancelled
 from meshmoe.engine.remote import LayerCall
@@ -27,6 +27,7 @@ from meshmoe.node.call_rows import REPLY_HEADER_BYTES, distinct_rows, read_outpu
 from meshmoe.node.expert_client import CallPatience, ExpertClient, MeshKnowledge
 from meshmoe.node.messenger import Messenger
 from meshmoe.node.peer_times import PeerTimes
+from meshmoe.node.routes import Routes
 from meshmoe.placement.holder_choice import choose_holders
 from meshmoe.transport.base import DirectLane
 from meshmoe.wire.codec import Codec, Decoded
@@ -139,11 +140,11 @@ class ExpressClient:
         self.soonest_s = float("inf")
         self._lane = lane
         self._codec = codec
-        self._mesh = mesh
         self._messenger = messenger
         self._counts = counts
         self._patience: CallPatience = usual.patience
         self._times = PeerTimes()
+        self._routes = Routes(mesh, self._times)
         self._ids = count(2, 2)
         self._clock = trio.lowlevel.current_clock()
 
@@ -151,47 +152,46 @@ class ExpressClient:
         """See `Inlet.send`."""
         if self.usual.spot_checks is not None or (self.usual.hedging.enabled and call.decode):
             return None
+        now_s = perf_counter()
+        self._routes.look(now_s)
         chosen = self._choose(call)
         if chosen is None:
             return None
         under_way = ExpressCall(job, call, self)
-        now_s = perf_counter()
         deadline_s = now_s + self._budget_s(call, chosen)
         for peer, experts in chosen.items():
             self._ask(under_way, peer, experts, now_s, deadline_s)
         return under_way if under_way.open else None
 
     def _choose(self, call: LayerCall) -> dict[NodeId, list[int]] | None:
-        """Who is asked for what; None where some expert has nobody, or has come here meanwhile."""
-        now_s = perf_counter()
+        """Who is asked for what; None where some expert has nobody."""
+        routes, layer = self._routes, call.layer
         holders: dict[int, Sequence[NodeId]] = {}
+        only: set[NodeId] = set()
         for expert in call.rows:
-            name = ExpertId(call.layer, expert)
-            known = self._mesh.holders(name)
-            if not known or self.usual.resident(name):
+            known = holders[expert] = routes.holders(layer, expert)
+            if not known:
                 return None
-            if len(known) > 1:
-                known = [peer for peer in known if not self._times.distrusted(peer, now_s)] or known
-            holders[expert] = known
-        only = {peer for known in holders.values() for peer in known}
+            only.update(known)
         if len(only) == 1:  # nothing to choose
             return {only.pop(): sorted(holders)}
         size_bytes = row_bytes(call.hidden)
         return choose_holders(
             {expert: len(rows) for expert, rows in call.rows.items()},
             holders,
-            lambda peer, rows: self._mesh.call_time_s(peer, rows * size_bytes),
+            lambda peer, rows: routes.call_time_s(peer, rows * size_bytes),
         )
 
     def _budget_s(self, call: LayerCall, chosen: dict[NodeId, list[int]]) -> float:
         """As `ExpertClient` has it."""
+        routes, layer = self._routes, call.layer
         budget_s = self._patience.attempt_s if call.decode else self._patience.prefill_attempt_s
-        if call.decode and all(len(self._mesh.holders(ExpertId(call.layer, expert))) > 1 for expert in call.rows):
+        if call.decode and all(routes.spare(layer, expert) for expert in call.rows):
             budget_s = max(self._times.deadline_s(peer, budget_s) for peer in chosen)
         size_bytes = row_bytes(call.hidden)
         for peer, experts in chosen.items():
             rows = sum(len(call.rows[expert]) for expert in experts)
-            budget_s = max(budget_s, 4 * self._mesh.call_time_s(peer, rows * size_bytes))
+            budget_s = max(budget_s, 4 * routes.call_time_s(peer, rows * size_bytes))
         return budget_s
 
     def _ask(self, under_way: ExpressCall, peer: NodeId, experts: list[int], now_s: float, deadline_s: float) -> None:
@@ -253,6 +253,7 @@ class ExpressClient:
         late = [(number, asked) for number, asked in self.asked.items() if asked.deadline_s <= now_s]
         for number, asked in late:
             self._times.missed(asked.peer, now_s)
+            self._routes.forget()
             asked.call.late.append(asked.peer)
             self._cancel_at(number, asked.peer)
             self._give_up(number)

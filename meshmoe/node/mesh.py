@@ -59,6 +59,11 @@ class Mesh:
         """Wait for the next change of the view, of membership, or of what is resident here."""
         await self._changed.wait()
 
+    @property
+    def version(self) -> int:
+        """Grows after every change of the view, suspicions included."""
+        return self.view.version
+
     def holders(self, expert: ExpertId) -> Sequence[NodeId]:
         """Peers that hold ``expert``; suspects only where there is nobody else."""
         nodes = self.view.nodes

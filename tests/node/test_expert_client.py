@@ -55,7 +55,7 @@ class Peer:
 
 class Knowledge:
     def __init__(self):
-        self.of = (SLOW, FAST)
+        self.of, self.version = (SLOW, FAST), 0
 
     def holders(self, expert):
         return self.of

@@ -40,7 +40,7 @@ class Knowledge:
     """Of the mesh: who holds everything, the first being the nearest."""
 
     def __init__(self, *holders):
-        self.of = holders
+        self.of, self.version = holders, 0
 
     def holders(self, expert):
         return self.of
