@@ -57,7 +57,7 @@ class EngineLimits:
         stop_timeout_s: How long the compute thread may take to stop.
     """
 
-    active_max: int = 16
+    active_max: int = 24
     queue_max: int = 64
     peer_calls_max: int = 256
     events_max: int = 32

@@ -112,7 +112,8 @@ class CudaBatch(LeanBatch):
             logits = self._run_step(step, rows, positions)
         self._count_activations(rows)
         self._count(rows)
-        self._model.account(perf_counter() - began - self.waited_s, len(self._model.plan.layers), len(rows))
+        self.computed_s = perf_counter() - began - self.waited_s
+        self._model.account(self.computed_s, len(self._model.plan.layers), len(rows))
         for sequence, length in lengths.items():
             sequence.length = length
         return logits

@@ -106,6 +106,7 @@ class LeanBatch:
     Attributes:
         clock: Seconds that passes are timed by.
         waited_s: Seconds for which the last forward had nothing to do but wait for peers.
+        computed_s: Seconds for which it computed layers itself.
         abandoned: Whether `forward` should give up; whoever calls it takes this back first.
     """
 
@@ -119,7 +120,7 @@ class LeanBatch:
             [[layer.ctypes.data for layer in kind] for kind in (counts.decode, counts.prefill)], np.int64
         )
         self.clock = engine.clock
-        self.waited_s = 0.0
+        self.waited_s = self.computed_s = 0.0
         self.abandoned = False
         self._away = AwayExperts(engine.model.plan, self._work, engine.remote, engine.little, job)
         self._awaited: Call[dict[int, Tensor]] | None = None
@@ -133,6 +134,11 @@ class LeanBatch:
     def forks(self) -> bool:
         """Whether rows may be read into several sequences at once."""
         return True
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a forward is under way that can only wait for peers right now."""
+        return self._awaited is not None
 
     def forward(self, rows: Rows[Row]) -> Tensor:
         """Read tokens.
@@ -151,7 +157,7 @@ class LeanBatch:
             JobCancelled: The job was cancelled.
         """
         assert 0 < len(rows) <= ROWS_MAX
-        self._rows, self._calls_away, self.waited_s = rows, [], 0.0
+        self._rows, self._calls_away, self.waited_s, self.computed_s = rows, [], 0.0, 0.0
         model, plan = self._model, self._model.plan
         lengths = self._enter(rows)
         at, last, joining, count, crew = 0, len(plan.layers), False, len(rows), crew_here()
@@ -169,6 +175,7 @@ class LeanBatch:
             if joining:
                 reached = -1 - reached
                 took_s += self._experts(snapshot, reached, pausing)
+            self.computed_s += took_s
             if reached + joining > at + joined:  # a join alone says little of what layers take
                 model.account(took_s, reached + joining - at - joined, count)
             at = reached

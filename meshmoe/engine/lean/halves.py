@@ -52,7 +52,12 @@ class Halves:
     @property
     def now(self) -> bool:
         """Whether to advance in halves."""
-        return self._waiting > WAITING_FROM and self._favourite != self._trying
+        return self.overlap and self._favourite != self._trying
+
+    @property
+    def overlap(self) -> bool:
+        """Whether steps wait for peers so long that another should go on meanwhile."""
+        return self._waiting > WAITING_FROM
 
     def waited(self, share: float) -> None:
         """Note for what share of its time a step waited for peers."""
@@ -70,7 +75,7 @@ class Halves:
             self._writers, self._began_s = writers, None
             if self._trying:  # what it is held against was measured with other requests
                 self._trying, self._windows = False, TRY_EVERY - 1
-        if writers < 2 or self._waiting <= WAITING_FROM or self._began_s is None:
+        if writers < 2 or not self.overlap or self._began_s is None:
             self._began_s, self._tokens, self._steps = now_s, 0, 0
             return
         self._tokens += tokens

@@ -6,9 +6,9 @@ piece of the prompts. While there are both they alternate, and a piece of prompt
 than the writing step beside it (`READ_BESIDE_S` if that is more), so no stream's token ever waits for more than that;
 with nobody writing, pieces may take `READ_ALONE_S`. Prompts take turns, the remainder of a piece goes to the next.
 
-There are two lanes. One is enough while all experts are here. Once steps spend time waiting for peers, the requests
-may split into halves: while one waits, the other computes (`meshmoe.engine.lean.halves`). A request in a forward is
-*busy*, and belongs to that lane.
+There are two lanes. One is enough while all experts are here, and then no other begins a step beside its. Once steps
+spend time waiting for peers, the requests may split into halves: while one waits, the other computes
+(`meshmoe.engine.lean.halves`). A request in a forward is *busy*, and belongs to that lane.
 
 Keys and values are taken block by block. A prompt starts only when there is room for all of it; when writers run out of
 room, the youngest gives up its blocks and reads its text again later. That costs time and changes nothing: a row's bits
@@ -39,6 +39,7 @@ from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.halves import Halves
 from meshmoe.engine.lean.member import Member
 from meshmoe.engine.lean.model import ROWS_MAX
+from meshmoe.engine.lean.pieces import PieceRows
 from meshmoe.engine.request import GenerationEvent
 from meshmoe.engine.sampling import Choice
 from meshmoe.engine.schedule import Priority
@@ -50,8 +51,6 @@ READ_BESIDE_S = 0.004
 
 READ_ALONE_S = 0.1
 """What it may take when nobody waits for a token."""
-
-READ_ROWS_MIN = 8
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +64,11 @@ class _Lane:
         self.flight: tuple[Member, ...] = ()
         self.batch: LeanBatch | None = None
         self.read_next = False
+
+    @property
+    def computing(self) -> bool:
+        """Whether it is in a forward that does not wait for peers right now."""
+        return bool(self.flight) and self.batch is not None and not self.batch.waiting
 
 
 class Scheduler:
@@ -85,6 +89,7 @@ class Scheduler:
         """In the order in which they arrived."""
         self._serving = 0
         self._writing_s = READ_BESIDE_S
+        self._piece_rows = PieceRows()
         self._halves = Halves()
 
     async def serve(self, generation: Generation) -> None:
@@ -177,13 +182,18 @@ class Scheduler:
 
     def _step(self, job: Job, lane: _Lane, batch: LeanBatch) -> bool:
         """One step; returns whether there was anything to do."""
+        if not self._halves.overlap and any(other.computing for other in self._lanes if other is not lane):
+            return False  # there is no waiting to fill: two steps at once would only make each other late
         free = [member for member in self._members if not member.busy]
         writers = self._writers([member for member in free if member.writing and member.listened_to])
-        pieces = self._pieces([member for member in free if not member.writing], bool(writers))
+        beside = bool(writers) or (not self._halves.overlap and any(member.writing for member in self._members))
+        allowed = self._piece_rows.within(max(READ_BESIDE_S, self._writing_s) if beside else READ_ALONE_S, beside)
+        pieces = self._pieces([member for member in free if not member.writing], allowed)
         if pieces and (lane.read_next or not writers):
             lane.read_next = False
             priority = Priority.DECODE if writers else Priority.PREFILL
-            self._advance(job, lane, batch, priority, [member for member, _ in pieces], dict(pieces))
+            if self._advance(job, lane, batch, priority, [member for member, _ in pieces], dict(pieces)):
+                self._piece_rows.took(sum(rows for _, rows in pieces), allowed, batch.computed_s, beside)
         elif writers:
             lane.read_next = True
             self._advance(job, lane, batch, Priority.DECODE, writers, {})
@@ -205,11 +215,8 @@ class Scheduler:
             ready = [member for member in ready if member is not youngest]
         return ready
 
-    def _pieces(self, readers: list[Member], beside: bool) -> list[tuple[Member, int]]:
-        """Pieces of prompts for the next reading step: members, and how many tokens of each."""
-        if not readers:
-            return []
-        left = self._rows_within(max(READ_BESIDE_S, self._writing_s) if beside else READ_ALONE_S)
+    def _pieces(self, readers: list[Member], left: int) -> list[tuple[Member, int]]:
+        """Pieces of prompts for the next reading step, of ``left`` tokens in all: members, and how many of each."""
         blocks, pieces = self._lean.blocks, []
         available = blocks.available - sum(m.writing for m in self._members)
         for member in readers:
@@ -227,13 +234,6 @@ class Scheduler:
             left -= count
         return pieces
 
-    def _rows_within(self, seconds: float) -> int:
-        """How many rows a forward may have to take no longer than this."""
-        model, rows = self._lean.model, ROWS_MAX
-        while rows > READ_ROWS_MIN and len(model.plan.layers) * model.layer_s(rows) > seconds:
-            rows //= 2
-        return rows
-
     def _advance(
         self,
         job: Job,
@@ -242,8 +242,13 @@ class Scheduler:
         priority: Priority,
         group: list[Member],
         pieces: dict[Member, int],
-    ) -> None:
-        """One forward for a group; if it fails, one for each member, to see whose fault it is."""
+    ) -> bool:
+        """One forward for a group; if it fails, one for each member, to see whose fault it is.
+
+        Returns:
+            Whether the one forward was made.
+        """
+        done = False
         lengths = [member.sequence.length for member in group]
         batch.abandoned = False
         lane.flight = tuple(group)
@@ -258,6 +263,7 @@ class Scheduler:
                 events = self._forward(batch, group, pieces)
                 took_s = perf_counter() - began
                 self._halves.waited(batch.waited_s / max(took_s, 1e-9))
+                done = True
                 if not pieces:
                     self._writing_s += (took_s - batch.waited_s - self._writing_s) / 8
                     self._wrote(began + took_s, events)
@@ -276,8 +282,9 @@ class Scheduler:
                 member.busy = False
         if events:
             job.post(_deliver, events)
-        if len(self._members) > len(group):
+        if self._halves.overlap and len(self._members) > len(group):
             self._ring()
+        return done
 
     def _apart(
         self, batch: LeanBatch, group: list[Member], pieces: dict[Member, int]
