@@ -52,6 +52,9 @@ READ_BESIDE_S = 0.004
 READ_ALONE_S = 0.1
 """What it may take when nobody waits for a token."""
 
+JOIN_S = 0.1
+"""For how long a lane waits to write together with those that the other one writes for; its step may have got stuck."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +67,8 @@ class _Lane:
         self.flight: tuple[Member, ...] = ()
         self.batch: LeanBatch | None = None
         self.read_next = False
+        self.writing_since_s: float | None = None
+        """When it began the writing step that it is in."""
 
     @property
     def computing(self) -> bool:
@@ -185,7 +190,7 @@ class Scheduler:
         if not self._halves.overlap and any(other.computing for other in self._lanes if other is not lane):
             return False  # there is no waiting to fill: two steps at once would only make each other late
         free = [member for member in self._members if not member.busy]
-        writers = self._writers([member for member in free if member.writing and member.listened_to])
+        writers = self._writers(job, lane, [member for member in free if member.writing and member.listened_to])
         beside = bool(writers) or (not self._halves.overlap and any(member.writing for member in self._members))
         allowed = self._piece_rows.within(max(READ_BESIDE_S, self._writing_s) if beside else READ_ALONE_S, beside)
         pieces = self._pieces([member for member in free if not member.writing], allowed)
@@ -201,11 +206,13 @@ class Scheduler:
             return False
         return True
 
-    def _writers(self, ready: list[Member]) -> list[Member]:
+    def _writers(self, job: Job, lane: _Lane, ready: list[Member]) -> list[Member]:
         """Those of the ready ones that write in the next step, with room for it."""
         if self._halves.now:
             half = -(-sum(member.writing for member in self._members) // 2)
             ready = ready[:half]
+        elif ready and self._joining(job, lane):
+            return []
         ready = ready[:ROWS_MAX]
         while ready and sum(member.sequence.lacking(1) for member in ready) > self._lean.blocks.available:
             youngest = next((m for m in reversed(self._members) if not m.busy and m.sequence.length), None)
@@ -214,6 +221,22 @@ class Scheduler:
             youngest.restart()
             ready = [member for member in ready if member is not youngest]
         return ready
+
+    def _joining(self, job: Job, lane: _Lane) -> bool:
+        """Whether another lane writes, so that all will write together once its step is over.
+
+        Otherwise two lanes that once took one request and three would go on like that, with twice the calls.
+        """
+        now_s = perf_counter()
+        for other in self._lanes:
+            if other is not lane and other.writing_since_s is not None and now_s - other.writing_since_s < JOIN_S:
+                job.post(self._nursery.start_soon, self._ring_in, JOIN_S)
+                return True
+        return False
+
+    async def _ring_in(self, delay_s: float) -> None:
+        await trio.sleep(delay_s)
+        self._ring()
 
     def _pieces(self, readers: list[Member], left: int) -> list[tuple[Member, int]]:
         """Pieces of prompts for the next reading step, of ``left`` tokens in all: members, and how many of each."""
@@ -252,6 +275,7 @@ class Scheduler:
         lengths = [member.sequence.length for member in group]
         batch.abandoned = False
         lane.flight = tuple(group)
+        lane.writing_since_s = None if pieces else perf_counter()
         for member in group:
             member.busy = True
         events: list[tuple[EventStream, list[GenerationEvent]]] = []
@@ -277,7 +301,7 @@ class Scheduler:
             elif not isinstance(error, NoBlocksError):  # the next step makes room, or waits for some
                 group[0].failure = error
         finally:
-            lane.flight = ()
+            lane.flight, lane.writing_since_s = (), None
             for member in group:
                 member.busy = False
         if events:

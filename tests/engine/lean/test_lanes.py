@@ -9,6 +9,7 @@ import trio
 
 from meshmoe.engine.engine import EngineLimits, open_engine
 from meshmoe.engine.lean import scheduler
+from meshmoe.engine.lean.halves import Halves
 from meshmoe.engine.lean.scheduler import Scheduler
 from tests.engine.support import Scattered, complete, edge, edge_pool, subset
 
@@ -100,3 +101,63 @@ def test_where_steps_wait_for_peers_another_goes_on_meanwhile(monkeypatch, expec
     steps = Steps(monkeypatch)
     assert trio.run(main) == expected
     assert steps.most == scheduler.LANES
+
+
+def test_those_that_do_not_write_in_halves_write_together_whenever_they_came(monkeypatch, expected):
+    model, whole = edge()[1], edge_pool()
+    chance = random.Random(3)
+    here = subset(whole, [expert for expert in model.experts if chance.random() < 0.5])
+    monkeypatch.setattr(Halves, "now", False)
+    writing, overlapping, sizes = 0, 0, []
+    write = Scheduler._write
+
+    def counted(which, batch, group):
+        nonlocal writing, overlapping
+        writing += 1
+        overlapping += writing > 1
+        sizes.append(len(group))
+        try:
+            return write(which, batch, group)
+        finally:
+            writing -= 1
+
+    monkeypatch.setattr(Scheduler, "_write", counted)
+
+    async def main():
+        async with (
+            open_engine(model, whole) as peer,
+            open_engine(model, here, Scattered([peer], 0.002)) as engine,
+        ):
+            return await write_and_read(engine)
+
+    assert trio.run(main) == expected
+    assert sizes.count(len(WRITERS)) > 5, "most of the time all are writing"
+    assert overlapping <= 2, "but where a step took longer than they wait for each other"
+
+
+def test_a_step_that_is_stuck_does_not_keep_others_from_writing(monkeypatch):
+    model, whole = edge()[1], edge_pool()
+    slow, free = WRITERS[0], trio.Event()
+    here = subset(whole, [expert for expert in model.experts if expert.layer])
+    monkeypatch.setattr(Halves, "now", False)
+
+    class Stuck(Scattered):
+        """Answers, once asked by the first writer's step, when the others have ended."""
+
+        async def compute(self, call):
+            if call.decode and not self.calls:
+                self.calls.append(call)
+                await free.wait()
+            return await super().compute(call)
+
+    async def main():
+        async with open_engine(model, whole) as peer, open_engine(model, here, Stuck([peer], 0.0)) as engine:
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(complete, engine, slow)
+                    while not engine.stats().tokens_written:
+                        await trio.sleep(0.001)
+                    await complete(engine, WRITERS[1])
+                    free.set()
+
+    trio.run(main)
