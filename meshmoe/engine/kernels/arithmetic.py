@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from meshmoe.engine.kernels.compiling import jit
-from meshmoe.engine.kernels.dots import LONG_VECTORS, dots_1x1, dots_2x1, dots_2x2, dots_2x4
+from meshmoe.engine.kernels.dots import (
+    COLUMN,
+    LONG_VECTORS,
+    dots_1x1,
+    dots_2x2,
+    dots_2x4,
+    dots_column1,
+    dots_column2,
+    dots_column3,
+    dots_column4,
+    prefetch_lines,
+)
 from meshmoe.engine.kernels.primitives import (
     F32_TAG,
     Tag,
@@ -23,7 +34,12 @@ _LOWEST, _HIGHEST = np.float32(-87.33), np.float32(88.37)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(-0.693359375), np.float32(2.12194440e-4)
 _C0, _C1, _C2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 _C3, _C4, _C5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
-_BLOCK_BYTES = 16 << 10
+TILE_ROWS = 4 if LONG_VECTORS else 2
+"""Rows of activations that are computed at once."""
+
+_BLOCK_BYTES_MIN, _BLOCK_BYTES_MAX = 8 << 10, 16 << 10
+_NEAR_BYTES = 32 << 10  # of activations, that stay in the nearest cache beside two blocks of weights
+_LINE_BYTES = 64
 _HALF, _ONE = np.float32(0.5), np.float32(1.0)
 
 
@@ -72,36 +88,66 @@ def product(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int) -> None
 def product_part(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int, first: int, last: int) -> None:
     """As `product`, of the columns from ``first`` to before ``last`` of ``y``.
 
-    For several rows, weights are taken in blocks that stay in the nearest cache while all rows go by.
+    Few rows go by every row of weights. For more, weights are taken in blocks that stay in the nearest cache while all
+    rows go by, and memory is meanwhile asked for the next block.
     """
     out_of_line()
     size = size_of(tag) * k
-    if rows == 1:
-        for j in range(first, last - 1, 2):
-            dots_2x1(tag, w + j * size, k, x, k, y + 4 * j, 1, n, k)
-        if (last - first) % 2:
-            dots_1x1(tag, w + (last - 1) * size, k, x, k, y + 4 * (last - 1), 1, n, k)
+    if rows <= TILE_ROWS:
+        columns(tag, w + first * size, x, y + 4 * first, rows, last - first, k, n)
         return
-    block = max(2, _BLOCK_BYTES // size // 2 * 2)
+    far = rows * size > _NEAR_BYTES
+    block = max(2, (_BLOCK_BYTES_MAX if far else _BLOCK_BYTES_MIN) // size // 2 * 2)
+    passes, tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, block // 2
+    w_lines = _lines_each(block * size, passes * tiles)
+    x_lines = _lines_each(TILE_ROWS * size, tiles) if far else 0
     for begin in range(first, last, block):
         end = min(begin + block, last)
-        r = 0
-        while r < rows:
-            left = rows - r
-            taken = (4 if left >= 4 else 2 if left >= 2 else 1) if LONG_VECTORS else (2 if left >= 2 else 1)
+        next_w = w + end * size
+        for number in range(passes):
+            r = min(number * TILE_ROWS, rows - TILE_ROWS)  # the last ones perhaps twice: faster than fewer at once
+            next_x = x + (min(r + TILE_ROWS, rows - TILE_ROWS) if number + 1 < passes else 0) * size
             at_x, at_y = x + r * size, y + 4 * r * n
             for j in range(begin, end - 1, 2):
-                if taken == 4:
+                prefetch_lines(next_w, w_lines)
+                prefetch_lines(next_x, x_lines)
+                next_w += w_lines * _LINE_BYTES
+                next_x += x_lines * _LINE_BYTES
+                if LONG_VECTORS:
                     dots_2x4(tag, w + j * size, k, at_x, k, at_y + 4 * j, 1, n, k)
-                elif taken == 2:
-                    dots_2x2(tag, w + j * size, k, at_x, k, at_y + 4 * j, 1, n, k)
                 else:
-                    dots_2x1(tag, w + j * size, k, at_x, k, at_y + 4 * j, 1, n, k)
+                    dots_2x2(tag, w + j * size, k, at_x, k, at_y + 4 * j, 1, n, k)
             if (end - begin) % 2:
                 j = end - 1
-                for i in range(taken):
+                for i in range(TILE_ROWS):
                     dots_1x1(tag, w + j * size, k, at_x + i * size, k, at_y + 4 * (i * n + j), 1, n, k)
-            r += taken
+
+
+@jit
+def _lines_each(size: int, parts: int) -> int:
+    return (size + parts * _LINE_BYTES - 1) // (parts * _LINE_BYTES)
+
+
+@jit
+def columns(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int, y_stride: int) -> None:
+    """As `product` of up to `TILE_ROWS` rows, where rows of ``y`` stand ``y_stride`` numbers apart."""
+    out_of_line()
+    size, j = size_of(tag) * k, 0
+    while j + COLUMN <= n:
+        at_w, at_y = w + j * size, y + 4 * j
+        if rows == 1:
+            dots_column1(tag, at_w, k, x, k, at_y, y_stride, k)
+        elif rows == 2:
+            dots_column2(tag, at_w, k, x, k, at_y, y_stride, k)
+        elif rows == 3:
+            dots_column3(tag, at_w, k, x, k, at_y, y_stride, k)
+        else:
+            dots_column4(tag, at_w, k, x, k, at_y, y_stride, k)
+        j += COLUMN
+    while j < n:
+        for r in range(rows):
+            dots_1x1(tag, w + j * size, k, x + r * size, k, y + 4 * (r * y_stride + j), 1, 1, k)
+        j += 1
 
 
 @jit

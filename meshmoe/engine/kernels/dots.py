@@ -10,7 +10,7 @@ intermediate code says just that, and without ``fastmath`` the compiler must kee
 inlined or not, for one row or for several that share the reading of the weights, and on machines whose vectors have
 another length.
 
-Reading ahead by software is worth 20 to 60 % on machines where memory is contended (docs/decisions/kernels.md).
+How weights are read for one row, for few and for many: docs/decisions/kernels.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from meshmoe.engine.kernels.primitives import (
 
 _LANES = 16
 _SUMS = 2
-_AHEAD_BYTES = 4096
+_AHEAD_BYTES = 8192
+_LINE_BYTES = 64
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 
 
@@ -61,8 +62,8 @@ def _prefetch(builder: Any, pointer: Any) -> None:
     builder.call(function, [builder.bitcast(pointer, _BYTE_POINTER), *arguments])
 
 
-def _halved_sums(builder: Any, vectors: list[Any]) -> list[Any]:
-    """The sum of each vector, halves onto halves; of several of them at once, which takes a third of the instructions.
+def _halved_sums(builder: Any, vectors: list[Any]) -> Any:
+    """A vector of each vector's sum, halves onto halves; of several at once, which takes a third of the instructions.
 
     Halves of two vectors stand in one: a step then adds for both, and later ones for four and for eight. Which numbers
     are added to which, and when, is the same as for one vector alone. There are 1, 2, 4 or 8 vectors.
@@ -81,11 +82,7 @@ def _halved_sums(builder: Any, vectors: list[Any]) -> list[Any]:
             )
             folded.append(builder.fadd(low, high))
         vectors, part = folded, half
-    return [
-        builder.extract_element(vector, ir.Constant(I32, lane))
-        for vector in vectors
-        for lane in range(vector.type.count)
-    ]
+    return vectors[0]
 
 
 def _has(feature: str) -> bool:
@@ -103,7 +100,6 @@ class _Sums:
         self.vectors = [cgutils.alloca_once(builder, vector) for _ in range(_SUMS)]
         for place in self.vectors:
             builder.store(fill(vector, 0), place)
-        self.total = cgutils.alloca_once(builder, F32)
 
 
 def _load_pairs(builder: Any, pointer: Any, at: Any, lanes: int) -> Any:
@@ -129,10 +125,11 @@ def _add_pairs(builder: Any, w: Any, x: Any, total: Any) -> Any:
     return fused(builder, firsts[0], firsts[1], fused(builder, seconds[0], seconds[1], total))
 
 
-def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ahead: Any) -> list[Any]:
-    """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost.
+def _emit_vectors(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ahead: bool) -> tuple[list[Any], Any]:
+    """Code for a vector of running sums of each row of ``w`` (pointers) with each row of ``x``; w's rows outermost.
 
-    Weights are read ``ahead`` numbers ahead, of every row.
+    If ``ahead``, memory is asked for what stands `_AHEAD_BYTES` behind. Also returned is how many of the ``n`` products
+    they are the sums of; what is left does not fill a vector.
     """
     sums = [[_Sums(builder) for _ in x] for _ in w]
     paired = tag == types.uint16
@@ -154,10 +151,11 @@ def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ahead
     step, one = constant(width * _SUMS), constant(width)
     whole = builder.mul(builder.udiv(n, step), step)
     with cgutils.for_range_slice(builder, constant(0), whole, step, I64) as (at, _):
-        for weights in w:
-            _prefetch(builder, builder.gep(weights, [builder.add(at, ahead)]))
-            if paired:
-                _prefetch(builder, builder.gep(weights, [builder.add(builder.add(at, ahead), constant(width))]))
+        size = stored(tag)[1]
+        for offset in range(0, _SUMS * width * size, _LINE_BYTES) if ahead else ():
+            for weights in w:
+                place = builder.add(at, constant((_AHEAD_BYTES + offset) // size))
+                _prefetch(builder, builder.gep(weights, [place]))
         for vector in range(_SUMS):
             add(builder.add(at, constant(vector * width)), vector)
     vectors = builder.mul(builder.udiv(n, one), one)
@@ -169,16 +167,25 @@ def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ahead
         with cgutils.for_range_slice(builder, whole, vectors, half, I64) as (at, _):
             add(at, 0, _LANES // 2)
     every = [pair for row_sums in sums for pair in row_sums]
-    added = [builder.fadd(*(builder.load(place) for place in pair.vectors)) for pair in every]
-    for pair, halved in zip(every, _halved_sums(builder, added), strict=True):
-        builder.store(halved, pair.total)
-    with cgutils.for_range_slice(builder, vectors, n, constant(1), I64) as (at, _):
+    return [builder.fadd(*(builder.load(place) for place in pair.vectors)) for pair in every], vectors
+
+
+def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any) -> list[Any]:
+    """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost."""
+    added, summed = _emit_vectors(builder, tag, w, x, n, ahead=False)
+    halved = _halved_sums(builder, added)
+    totals = [cgutils.alloca_once(builder, F32) for _ in added]
+    for lane, total in enumerate(totals):
+        builder.store(builder.extract_element(halved, ir.Constant(I32, lane)), total)
+    with cgutils.for_range_slice(builder, summed, n, constant(1), I64) as (at, _):
         activations = [load_wide(builder, tag, row, at, 1) for row in x]
-        for weights, row_sums in zip(w, sums, strict=True):
+        places = iter(totals)
+        for weights in w:
             loaded = load_wide(builder, tag, weights, at, 1)
-            for activation, pair in zip(activations, row_sums, strict=True):
-                builder.store(fused(builder, loaded, activation, builder.load(pair.total)), pair.total)
-    return [builder.load(pair.total) for row_sums in sums for pair in row_sums]
+            for activation in activations:
+                total = next(places)
+                builder.store(fused(builder, loaded, activation, builder.load(total)), total)
+    return [builder.load(total) for total in totals]
 
 
 def _rows(builder: Any, tag: Any, address: Any, stride: Any, count: int) -> list[Any]:
@@ -195,12 +202,7 @@ def _make_dots(w_rows: int, x_rows: int) -> Any:
             _tag, w, w_stride, x, x_stride, y, y_w_stride, y_x_stride, n = arguments
             w_pointers = _rows(builder, tag, w, w_stride, w_rows)
             x_pointers = _rows(builder, tag, x, x_stride, x_rows)
-            # To where the same place of later rows stands: every line is then asked for once, however long a row is.
-            together = builder.mul(w_stride, constant(w_rows))
-            some = builder.select(builder.icmp_signed(">", together, constant(0)), together, constant(1))
-            least = constant(_AHEAD_BYTES // stored(tag)[1] - 1)
-            ahead = builder.mul(builder.udiv(builder.add(least, some), some), some)
-            results = iter(_emit_dots(builder, tag, w_pointers, x_pointers, n, ahead))
+            results = iter(_emit_dots(builder, tag, w_pointers, x_pointers, n))
             out = pointer_to(builder, types.float32, y)
             for i in range(w_rows):
                 for j in range(x_rows):
@@ -223,21 +225,90 @@ Dots = Callable[[Tag, int, int, int, int, int, int, int, int], None]
 in the same dtype at ``x``, results to float32 at ``y``; strides in numbers, not bytes."""
 
 dots_1x1: Dots = cast(Dots, _make_dots(1, 1))
-dots_1x2: Dots = cast(Dots, _make_dots(1, 2))
-dots_1x4: Dots = cast(Dots, _make_dots(1, 4))
-dots_2x1: Dots = cast(Dots, _make_dots(2, 1))
 dots_2x2: Dots = cast(Dots, _make_dots(2, 2))
 dots_2x4: Dots = cast(Dots, _make_dots(2, 4))
 
 LONG_VECTORS = _has("avx512f")
 """Whether a vector of 16 is one register here and there are 32 of them: then more rows are computed at once."""
 
+COLUMN = 8
+"""Rows of weights that the functions `dots_column1` to `dots_column4` take."""
+
+
+def _make_column(x_rows: int) -> Any:
+    def column(_context: Any, tag: Any, *_: Any) -> Any:
+        signature = types.void(tag, *[types.int64] * 7)
+        # Where memory is what takes the time the processor reads ahead well enough by itself; where there is more to
+        # do for a line, it comes to know too late what it will need.
+        ahead = x_rows > 1 or tag == types.int16 or (tag == types.uint16 and not _has("avx512bf16"))
+
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            _tag, w, w_stride, x, x_stride, y, y_stride, n = arguments
+            activations, out = _rows(builder, tag, x, x_stride, x_rows), pointer_to(builder, types.float32, y)
+            stride, count = builder.mul(w_stride, constant(stored(tag)[1])), constant(COLUMN)
+            kept = cgutils.alloca_once(builder, ir.VectorType(F32, _LANES), x_rows * COLUMN)
+
+            def weights(number: Any) -> Any:
+                return pointer_to(builder, tag, builder.add(w, builder.mul(stride, number)))
+
+            with cgutils.for_range(builder, count) as loop:
+                added, summed = _emit_vectors(builder, tag, [weights(loop.index)], activations, n, ahead)
+                for row, vector in enumerate(added):
+                    builder.store(vector, builder.gep(kept, [builder.add(loop.index, constant(row * COLUMN))]))
+            for row in range(x_rows):
+                places = [builder.gep(kept, [constant(row * COLUMN + number)]) for number in range(COLUMN)]
+                halved = _halved_sums(builder, [builder.load(place) for place in places])
+                to = builder.gep(out, [builder.mul(y_stride, constant(row))])
+                builder.store(halved, builder.bitcast(to, halved.type.as_pointer()), align=4)
+            width = constant(_LANES)
+            summed = builder.mul(builder.udiv(n, width), width)
+            with builder.if_then(builder.icmp_signed("<", summed, n)), cgutils.for_range(builder, count) as loop:
+                pointer = weights(loop.index)
+                for row, activation in enumerate(activations):
+                    place = builder.gep(out, [builder.add(builder.mul(y_stride, constant(row)), loop.index)])
+                    with cgutils.for_range_slice(builder, summed, n, constant(1), I64) as (at, _):
+                        a, b = (load_wide(builder, tag, row_at, at, 1) for row_at in (pointer, activation))
+                        builder.store(fused(builder, a, b, builder.load(place)), place)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    def intrinsic_column(  # numba wants the arguments by name
+        context: Any, tag: Any, w: Any, ws: Any, x: Any, xs: Any, y: Any, ys: Any, n: Any
+    ) -> Any:
+        return column(context, tag, w, ws, x, xs, y, ys, n)
+
+    return intrinsic(intrinsic_column)
+
+
+Column = Callable[[Tag, int, int, int, int, int, int, int], None]
+"""``(tag, w, w_stride, x, x_stride, y, y_stride, n)``: `COLUMN` rows of n weights, read from one end to the other, with
+rows of n activations; ``y`` gets `COLUMN` results side by side for each of those, ``y_stride`` from one to the next."""
+
+dots_column1: Column = cast(Column, _make_column(1))
+dots_column2: Column = cast(Column, _make_column(2))
+dots_column3: Column = cast(Column, _make_column(3))
+dots_column4: Column = cast(Column, _make_column(4))
+
+
+def _prefetch_lines(_context: Any, address: Any, lines: Any) -> Any:
+    def generate(context: Any, builder: Any, _s: Any, arguments: Any) -> Any:
+        start = builder.inttoptr(arguments[0], _BYTE_POINTER)
+        with cgutils.for_range(builder, arguments[1]) as loop:
+            _prefetch(builder, builder.gep(start, [builder.mul(loop.index, constant(_LINE_BYTES))]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+prefetch_lines = cast(Callable[[int, int], None], intrinsic(_prefetch_lines))
+"""``(address, lines)``: ask memory for lines of 64 bytes; addresses that nothing stands at do no harm."""
+
 
 def _dot(_context: Any, tag: Any, w: Any, x: Any, n: Any) -> Any:
     def generate(_c: Any, builder: Any, _s: Any, arguments: Any) -> Any:
         rows = [pointer_to(builder, tag, arguments[1])], [pointer_to(builder, tag, arguments[2])]
-        ahead = constant(_AHEAD_BYTES // stored(tag)[1])
-        return _emit_dots(builder, tag, *rows, arguments[3], ahead)[0]
+        return _emit_dots(builder, tag, *rows, arguments[3])[0]
 
     return types.float32(tag, types.int64, types.int64, types.int64), generate
 

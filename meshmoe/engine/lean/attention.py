@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from meshmoe.engine.kernels.arithmetic import exp
+from meshmoe.engine.kernels.arithmetic import TILE_ROWS, columns, exp
 from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.crew import linear
-from meshmoe.engine.kernels.dots import dot, dots_1x1, dots_2x1, dots_2x2, dots_2x4, mix
+from meshmoe.engine.kernels.dots import dot, mix
 from meshmoe.engine.kernels.primitives import F32_TAG, Tag, address_at, out_of_line, read, rounded, size_of, write
 from meshmoe.engine.lean.tables import Layer, Norm, Number, Place, QkNorm, Shape, Token
 
@@ -133,9 +133,9 @@ def attend(tag: Tag, shape: Ints, numbers: Floats, places: Ints, rows: Ints, r: 
             keys, count = address_at(blocks, begin // BLOCK_TOKENS) + in_block, min(BLOCK_TOKENS, tokens - begin)
             query, score, left = places[Place.QUERIES] + j * group * wide, scores + 4 * begin, group
             while left > 0:
-                # Keys are read once for up to four of the queries that share them.
-                taken = 4 if left >= 4 else 2 if left >= 2 else 1
-                compare(tag, keys, count, query, taken, score, tokens, size)
+                # Keys are read once for several of the queries that share them.
+                taken = min(left, TILE_ROWS)
+                columns(tag, keys, query, score, taken, count, size, tokens)
                 query, score, left = query + taken * wide, score + 4 * taken * tokens, left - taken
         in_block += kv_heads * head_bytes
         for i in range(group):
@@ -146,27 +146,6 @@ def attend(tag: Tag, shape: Ints, numbers: Floats, places: Ints, rows: Ints, r: 
                 mix(tag, values, size, row + 4 * begin, mixed, min(BLOCK_TOKENS, tokens - begin), size, begin)
             for n in range(size):
                 write(tag, out, (j * group + i) * size + n, read(F32_TAG, mixed, n) * share)
-
-
-@jit
-def compare(tag: Tag, keys: int, count: int, queries: int, taken: int, scores: int, tokens: int, size: int) -> None:
-    """Products of ``count`` keys with 1, 2 or 4 queries; ``scores`` is ``[taken, tokens]``, from the first key on."""
-    out_of_line()
-    wide, t = size * size_of(tag), 0
-    while t < count:
-        key, score = keys + t * wide, scores + 4 * t
-        if t + 1 < count:
-            if taken == 4:
-                dots_2x4(tag, key, size, queries, size, score, 1, tokens, size)
-            elif taken == 2:
-                dots_2x2(tag, key, size, queries, size, score, 1, tokens, size)
-            else:
-                dots_2x1(tag, key, size, queries, size, score, 1, tokens, size)
-            t += 2
-        else:
-            for i in range(taken):
-                dots_1x1(tag, key, 0, queries + i * wide, 0, score + 4 * i * tokens, 0, 0, size)
-            t += 1
 
 
 @jit

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from meshmoe.engine.kernels import dots, primitives
+from meshmoe.engine.kernels.arithmetic import columns, product
 from meshmoe.engine.kernels.compiling import jit
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -49,3 +50,30 @@ def test_a_sum_has_the_order_that_is_written_down(dtype, n):
     y = torch.zeros(1)
     one_dot(primitives.TAGS[dtype], w.data_ptr(), x.data_ptr(), y.data_ptr(), n)
     assert y.item() == ordered_dot(w.float().numpy(), x.float().numpy(), dtype is torch.bfloat16)
+
+
+def single_sums(tag, w, x):
+    y = torch.zeros(len(x), len(w))
+    for i, row in enumerate(x):
+        for j, weights in enumerate(w):
+            one_dot(tag, weights.data_ptr(), row.data_ptr(), y[i, j].data_ptr(), w.shape[1])
+    return y
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 18])
+@pytest.mark.parametrize("n,k", [(1, 16), (7, 100), (8, 64), (19, 48), (33, 77), (24, 2048)])
+def test_a_product_is_made_of_these_sums(dtype, rows, n, k):
+    generator = torch.Generator().manual_seed(rows)
+    w, x = (torch.randn(count, k, generator=generator).to(dtype) for count in (n, rows))
+    y, tag = torch.full((rows, n), torch.nan), primitives.TAGS[dtype]
+    product(tag, w.data_ptr(), x.data_ptr(), y.data_ptr(), rows, n, k)
+    assert torch.equal(y, single_sums(tag, w, x))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_columns_leave_what_stands_between_their_results(rows):
+    w, x, y = torch.randn(19, 40), torch.randn(rows, 40), torch.full((rows, 30), 7.0)
+    columns(primitives.F32_TAG, w.data_ptr(), x.data_ptr(), y.data_ptr(), rows, 19, 40, 30)
+    assert torch.equal(y[:, :19], single_sums(primitives.F32_TAG, w, x))
+    assert (y[:, 19:] == 7).all()
