@@ -7,6 +7,7 @@ because they take longest, while the other workers go through the rest.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,3 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = "mesh" if item.get_closest_marker("mesh") else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.get_closest_marker("mesh") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nodes_are_forked() -> Iterator[None]:
+    """Nodes of local meshes do not each import torch."""
+    from meshmoe.cli import local_mesh
+    from tests.forked import launch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_mesh, "launch", launch)
+        yield

@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import trio
@@ -32,6 +32,24 @@ STOP_TIMEOUT_S = 10.0
 
 class NodeFailedError(MeshmoeError):
     """A process of the local mesh ended or did not come up; the message has its last words."""
+
+
+class Running(Protocol):
+    """A process that was started: the part of `subprocess.Popen` that is needed."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for it to end; returns the exit code."""
+        ...
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal if it still runs."""
+        ...
 
 
 class LocalNode:
@@ -52,7 +70,7 @@ class LocalNode:
         """What the command is preceded by."""
         self._arguments = arguments
         self._environment = dict(environment)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
 
     def listen(self, address: str) -> None:
         """Listen there from the next start on."""
@@ -72,24 +90,13 @@ class LocalNode:
     def start(self, *extra: str, stdin: int = subprocess.DEVNULL) -> None:
         """Start the process (again); ``extra`` are further flags of ``meshmoe join``."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [
-            *self.prefix,
-            *(sys.executable, "-m", "meshmoe.cli.main", "join", "--name", self.name),
-            *("--socket", str(self.socket_path), "--state", str(self.directory / "state")),
-            *("--log-format", "human"),
+        arguments = [
+            *("join", "--name", self.name, "--socket", str(self.socket_path)),
+            *("--state", str(self.directory / "state"), "--log-format", "human"),
             *self._arguments,
             *extra,
         ]
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self._environment},
-                start_new_session=True,  # Ctrl-C is for the one who started the mesh, who then stops the nodes
-                preexec_fn=_prepare,
-            )
+        self._process = launch(self.prefix, arguments, {**os.environ, **self._environment}, self.log_path, stdin)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process if it still runs."""
@@ -280,11 +287,39 @@ async def open_local_mesh(directory: Path) -> AsyncIterator[LocalMesh]:
                 nursery.start_soon(node.stop)
 
 
+def start_process(
+    prefix: Sequence[str], arguments: Sequence[str], environment: Mapping[str, str], log_path: Path, stdin: int
+) -> Running:
+    """Start ``meshmoe``.
+
+    Args:
+        prefix: What the command is preceded by.
+        arguments: Its arguments.
+        environment: All of it.
+        log_path: What it says is added there.
+        stdin: A descriptor, or what `subprocess` has for none.
+    """
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            [*prefix, sys.executable, "-m", "meshmoe.cli.main", *arguments],
+            stdin=stdin,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the one who started the mesh, who then stops the nodes
+            preexec_fn=prepare,
+        )
+
+
+launch: Callable[[Sequence[str], Sequence[str], Mapping[str, str], Path, int], Running] = start_process
+"""How nodes are started; tests have a way that imports less."""
+
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """In the child: end with the parent, and let no SIGHUP end it before it listens to them."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if _LIBC is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.model.forked import run
+from tests.forked import run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "org/tiny-moe"

@@ -17,7 +17,7 @@ from meshmoe.model.hub_ranges import RangeReader
 from meshmoe.model.store import PartialStore
 from meshmoe.model.tensor_files import TensorFiles
 from meshmoe.model.tiny import make_tiny_checkpoint
-from tests.model.forked import run
+from tests.forked import run
 from tests.model.hub_support import COMMIT, REPO, Hub, command, environment, fetch, open_hub
 
 HALF = ("--part", "1/2")
