@@ -27,17 +27,17 @@ Marks = tuple[tuple[Mask, Mask], tuple[Mask, Mask]]
 """For each end, what each lot adds and drops: ``[lots, experts]``."""
 
 
-def others_pay(
+def they_pay(
     outlook: Outlook, ends: tuple[int, int], layers: Ints, marks: Marks, known: Mapping[int, Table]
 ) -> Floats:
-    """Seconds a second that bystanders pay more with each lot: negative where they gain.
+    """Seconds a second that some nodes pay more with each lot: negative where they gain.
 
     Args:
         outlook: What is believed of the mesh.
         ends: Positions of the two who bargain.
         layers: Of each lot.
         marks: Of each end.
-        known: Demand by position; that of the two ends is left out.
+        known: Whose payments count, bystanders' or an end's, with their demand.
     """
     total: Floats = np.zeros(len(layers))
     (adds, drops), (gets, gives) = marks
@@ -45,8 +45,6 @@ def others_pay(
     first_change = np.searchsorted(lot, np.arange(len(layers) + 1))
     first_holder, holder = _who_holds(outlook.holders)
     for node, table in known.items():
-        if node in ends:
-            continue
         time_s = outlook.time_s[node]
         wire_s = 2 * outlook.shape.row_bytes * outlook.byte_s[node]
         total += _pay(
@@ -124,7 +122,7 @@ def _pay(
     wire_s: Floats,
     row_s: Floats,
 ) -> Floats:
-    """What one node pays more with each lot; times are its own, by holder.
+    """What one node pays more with each lot; times are its own, by holder, and none at home.
 
     Only steps that call an expert which the lot makes nearer or farther are looked at again.
 
@@ -168,8 +166,8 @@ def _pay(
         if layer != prepared:
             prepared = layer
             for e in range(experts):
-                if holders[node, layer, e]:
-                    now[e] = node
+                if holders[node, layer, e] and node not in (one, two):
+                    now[e] = rest[e] = node
                     continue
                 rest[e] = -1
                 for number in range(first_holder[layer * experts + e], first_holder[layer * experts + e + 1]):
@@ -188,8 +186,8 @@ def _pay(
         count = 0
         for number in range(first_change[lot], first_change[lot + 1]):
             e = changed[number]
-            if now[e] == node:
-                continue
+            if rest[e] == node:
+                continue  # a bystander has it at home, whatever becomes of it elsewhere
             then = rest[e]
             held = (holders[one, layer, e] or adds[lot, e]) and not drops[lot, e]
             if held and (then < 0 or time_s[one] < time_s[then]):

@@ -5,19 +5,23 @@ at a time. So layers are taken up again (*ruin and recreate*, Schrimpf et al. 20
 what is in a layer, one of them perhaps for good, and then whatever is missed least, of all layers and both ends, goes
 until both budgets hold again. What is better than the best so far is the result.
 
+Where an expert stands matters to third nodes, too, if one end is nearer to them than the other. So the demand of those
+that are known is part of the cost that the search goes by.
+
 An end's removal loss changes only with the steps that call the expert, so each change of one expert costs little, and
-some hundred layers can be taken up within the time of a proposal.
+some hundred layers can be taken up within the time of a proposal (`meshmoe.placement.joint_search`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from meshmoe.placement.compiled import compiled
-from meshmoe.placement.cost import Branches
-from meshmoe.placement.table import Mask, Table, away
+from meshmoe.placement.joint_search import search
+from meshmoe.placement.table import Mask, Table
 from meshmoe.placement.trace import Floats, Ints
 from meshmoe.placement.world import ModelShape
 
@@ -30,6 +34,9 @@ LAYERS_MAX = 4
 DENSITIES = (24, 64, 128, 256)
 """Of 256 experts of such a layer so many are given to both: few polish what is there, all are a new beginning."""
 
+RESTART_TURNS = 60
+"""After everything was given out anew."""
+
 NOTHING = -3
 _KEEPERS = np.array(
     [[2, -3, -3, -3], [0, -3, -3, -3], [2, 2, -3, -3], [0, 2, -3, -3], [0, 1, -3, -3]],
@@ -39,29 +46,66 @@ _KEEPERS = np.array(
 WIDE = 24
 """Steps that call more experts, prompts, pay for bytes and wait whatever is held: only their bytes are looked at."""
 
+STATES = 4
+"""Who of the two holds an expert: neither, the first, the second, both."""
+
+
+class Ways(NamedTuple):
+    """A caller's way to the expert of each of its slots elsewhere, by who holds it: ``[STATES, slots]`` each.
+
+    Attributes:
+        call_s: Everything but the bytes, for one row.
+        byte_s: Seconds a byte, in one direction.
+        row_s: Compute for each further row.
+    """
+
+    call_s: Floats
+    byte_s: Floats
+    row_s: Floats
+
+
+class Caller(NamedTuple):
+    """Somebody whose steps count.
+
+    Attributes:
+        table: Its demand, or a sketch of it.
+        ways: Where it finds what it does not hold.
+        here: ``[slots]``, what a bystander has at home; of an end the search decides.
+    """
+
+    table: Table
+    ways: Ways
+    here: Mask | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
     """What the search knows of one end.
 
     Attributes:
-        table: Its demand, or a sketch of it.
-        branch: Its way to every expert elsewhere; what the other end is to hold if it does not, the other end holds.
+        caller: Its demand.
         held: ``[layers, experts]``, now.
         room_bytes: Free, now.
         drop_s: ``[layers, experts]``, charged where it lets go what it holds now, seconds a second.
         byte_s: Charged for each byte that it takes in.
     """
 
-    table: Table
-    branch: Branches
+    caller: Caller
     held: Mask
     room_bytes: int
     drop_s: Floats
     byte_s: float
 
 
-def best_division(seats: tuple[Seat, Seat], shape: ModelShape, must: Mask, turns: int, seed: int) -> tuple[Mask, Mask]:
+def best_division(
+    seats: tuple[Seat, Seat],
+    shape: ModelShape,
+    must: Mask,
+    turns: int,
+    seed: int,
+    bystanders: Sequence[Caller] = (),
+    restarts: int = 0,
+) -> tuple[Mask, Mask]:
     """Look for who of two should hold what.
 
     Args:
@@ -70,39 +114,58 @@ def best_division(seats: tuple[Seat, Seat], shape: ModelShape, must: Mask, turns
         must: ``[layers, experts]``, what one of the two must hold.
         turns: How often something is taken up again.
         seed: Of the choices.
+        bystanders: Others whose steps count.
+        restarts: How often everything is given out anew besides, with `RESTART_TURNS` turns each.
 
     Returns:
         What each should hold: as now if nothing better was found.
     """
     sizes, (layers, experts) = shape.expert_bytes, shape.expert_bytes.shape
-    count = layers * experts
-    tables = [seat.table for seat in seats]
-    aways = [away(seat.table, shape.row_bytes, seat.branch) for seat in seats]
-    steps, slots = len(tables[0].rates), len(tables[0].place)
-    item = np.concatenate([tables[0].place, tables[1].place + count])
-    first_slot = np.concatenate([tables[0].first_slot, tables[1].first_slot[1:] + slots])
-    first_use = np.concatenate([tables[0].first_use, tables[1].first_use[1:] + slots])
-    uses = np.concatenate([tables[0].uses, tables[1].uses + steps])
-    wide = np.diff(first_slot) > WIDE
-    narrow = ~wide[uses]
-    use_slot = np.concatenate([tables[0].use_slot, tables[1].use_slot + slots])[narrow]
-    first_use, uses = np.concatenate([np.zeros(1, np.int64), np.cumsum(narrow)])[first_use], uses[narrow]
-    local_s, rates = (np.concatenate([getattr(table, name) for table in tables]) for name in ("local_s", "rates"))
-    remote_s, wire_s = (np.concatenate([one[i] for one in aways]) for i in range(2))
+    rng = np.random.default_rng(seed)
+    callers = [_laid_out(seat.caller, shape, 1 << end) for end, seat in enumerate(seats)]
+    callers += [one for one in (_laid_out(caller, shape, 0) for caller in bystanders) if one.cares.any()]
+    steps = np.cumsum([0, *(len(one.rates) for one in callers)])
+    slots = np.cumsum([0, *(len(one.place) for one in callers)])
+    place, local_s, cares, own, busy_s, rates, wide = (
+        np.concatenate([getattr(one, name) for one in callers])
+        for name in ("place", "local_s", "cares", "own", "busy_s", "rates", "wide")
+    )
+    wait_s, wire_s = (
+        np.ascontiguousarray(np.concatenate([getattr(one, name) for one in callers], axis=1).T)
+        for name in ("wait_s", "wire_s")
+    )
+    counts = np.concatenate([np.diff(one.first_slot) for one in callers])
+    first_slot = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    step_of = np.repeat(np.arange(steps[-1]), counts)
+    of_wide = wide[step_of]
+    cares[of_wide] = 0
     held = np.concatenate([seat.held.ravel() for seat in seats])
     extra = np.concatenate([np.where(s.held, s.drop_s, -s.byte_s * sizes).ravel() for s in seats])
-    of_wide = np.repeat(wide, np.diff(first_slot))
-    extra += np.bincount(item[of_wide], (np.repeat(rates, np.diff(first_slot)) * wire_s)[of_wide], 2 * count)
-    rng = np.random.default_rng(seed)
-    found = _search(
-        item,
+    items, used = [], []
+    for end in range(2):
+        mine = slice(slots[end], slots[end + 1])
+        some = of_wide[mine]
+        bytes_s = rates[step_of[mine]][some] * wire_s[mine][some, STATES - 1 - (1 << end)]
+        extra += np.bincount(place[mine][some] + end * sizes.size, bytes_s, 2 * sizes.size)
+        used.append(np.flatnonzero(cares >> end & 1))
+        items.append(place[used[end]] + end * sizes.size)
+    wait_s[of_wide] = wire_s[of_wide] = 0.0
+    item, use_slot = np.concatenate(items), np.concatenate(used)
+    by_item = np.argsort(item, kind="stable")
+    item, use_slot = item[by_item], use_slot[by_item]
+    choices, heats = _schedule(turns, layers, restarts, rng)
+    found = search(
+        place,
         first_slot,
+        own,
+        busy_s,
         local_s,
-        remote_s,
+        wait_s,
         wire_s,
+        cares,
         rates,
-        first_use,
-        uses,
+        np.searchsorted(item, np.arange(2 * sizes.size + 1)),
+        step_of[use_slot],
         use_slot,
         held,
         extra,
@@ -111,19 +174,83 @@ def best_division(seats: tuple[Seat, Seat], shape: ModelShape, must: Mask, turns
         np.array([seat.room_bytes for seat in seats], np.int64),
         layers,
         experts,
-        _choices(turns, layers, rng),
-        HEAT,
+        choices,
+        heats,
     ).reshape(2, layers, experts)
     return found[0], found[1]
 
 
-def _choices(turns: int, layers: int, rng: np.random.Generator) -> Ints:
-    """What is taken up in each turn.
+class _Slots(NamedTuple):
+    """A caller's steps, as `search` takes them."""
+
+    place: Ints
+    first_slot: Ints
+    local_s: Floats
+    wait_s: Floats
+    wire_s: Floats
+    cares: Ints
+    own: Ints
+    busy_s: Floats
+    rates: Floats
+    wide: Mask
+
+
+def _laid_out(caller: Caller, shape: ModelShape, own: int) -> _Slots:
+    """Price a caller's slots in all states; ``own`` is its bit if it is an end."""
+    table, ways = caller.table, caller.ways
+    here = np.zeros(len(table.place), bool) if caller.here is None else caller.here
+    wait_s = ways.call_s + (table.rows - 1) * ways.row_s
+    wire_s = 2 * shape.row_bytes * table.rows * ways.byte_s
+    for state in range(STATES):
+        at_home = slice(None) if state & own else here
+        wait_s[state, at_home] = wire_s[state, at_home] = 0.0
+    step_of = np.repeat(np.arange(len(table.rates)), np.diff(table.first_slot))
+    # Of nothing it counts in whole numbers, which would make those of the search whole.
+    busy_s = np.bincount(step_of[here], table.local_s[here], len(table.rates)).astype(np.float64)
+    cares = np.full(len(table.place), own)
+    for bit in (1, 2):
+        for without, then in ((0, bit), (3 - bit, 3)):
+            differs = (wait_s[without] != wait_s[then]) | (wire_s[without] != wire_s[then])
+            cares |= differs * bit
+    steps = len(table.rates)
+    wide = np.diff(table.first_slot) > WIDE
+    return _Slots(
+        table.place,
+        table.first_slot,
+        table.local_s,
+        wait_s,
+        wire_s,
+        cares,
+        np.full(steps, own),
+        busy_s,
+        table.rates,
+        wide,
+    )
+
+
+def _schedule(turns: int, layers: int, restarts: int, rng: np.random.Generator) -> tuple[Ints, Floats]:
+    """What is taken up in each turn, and how much worse may be gone on from.
 
     Returns:
-        ``[turns, LAYERS_MAX + 1]``: ``layer * 3 + keeper``, where the keeper is the end that gets it for good, or 2 for
-        neither; negative for nothing. Last, how many of 256 experts.
+        ``[turns, layers + 1]``: ``layer * 3 + keeper``, where the keeper is the end that gets it for good, or 2 for
+        neither; negative for nothing. Last, how many of 256 experts. And heats, ``[turns]``.
     """
+    choices, heats = [_choices(turns, layers, rng)], [_cooling(turns)]
+    width = choices[0].shape[1]
+    for _ in range(restarts):
+        anew = np.full((1, width), NOTHING)
+        anew[0, :layers] = np.arange(layers) * 3 + rng.integers(0, 3, layers)
+        anew[0, -1] = 256
+        choices += [anew, _choices(RESTART_TURNS, layers, rng)]
+        heats += [np.full(1, np.inf), _cooling(RESTART_TURNS)]
+    return np.concatenate(choices), np.concatenate(heats)
+
+
+def _cooling(turns: int) -> Floats:
+    return HEAT * (1 - (np.arange(turns) + 1) / turns)
+
+
+def _choices(turns: int, layers: int, rng: np.random.Generator) -> Ints:
     some = rng.random((turns, max(layers, LAYERS_MAX))).argsort(axis=1)[:, :LAYERS_MAX]
     kind, end = rng.integers(0, len(_KEEPERS) + 1, turns), rng.integers(0, 2, (turns, 1))
     keepers = _KEEPERS[np.minimum(kind, len(_KEEPERS) - 1)]
@@ -132,192 +259,5 @@ def _choices(turns: int, layers: int, rng: np.random.Generator) -> Ints:
     mixed = np.where(mixed == 0, rng.integers(0, 3, mixed.shape), NOTHING)
     keepers = np.where(kind[:, None] == len(_KEEPERS), mixed, keepers)
     taken = np.where((some < layers) & (keepers != NOTHING), some * 3 + keepers, NOTHING)
-    choices: Ints = np.column_stack([taken, rng.choice(DENSITIES, turns)])
-    return choices
-
-
-@compiled
-def _search(
-    item: Ints,
-    first_slot: Ints,
-    local_s: Floats,
-    remote_s: Floats,
-    wire_s: Floats,
-    rates: Floats,
-    first_use: Ints,
-    uses: Ints,
-    use_slot: Ints,
-    start: Mask,
-    extra: Floats,
-    sizes: Ints,
-    must: Mask,
-    room: Ints,
-    layers: int,
-    experts: int,
-    turns: Ints,
-    hot: float,
-) -> Mask:
-    """The search. An *item* is an end and an expert: ``(end * layers + layer) * experts + expert``.
-
-    Args:
-        item: ``[slots]``; the other arrays of slots and steps are those of both tables, one after the other.
-        start: ``[items]``, held now.
-        extra: ``[items]``, charged beside the loss where an item goes that was held at first; where one goes that was
-            not, minus what its coming was charged.
-        sizes, must: ``[items]``.
-        room: ``[2]``, bytes; changed.
-        turns: As `_choices` says.
-        hot: As `HEAT` says.
-
-    Returns:
-        ``[items]``.
-    """
-    half = layers * experts
-    held = np.zeros(2 * half, np.bool_)
-    losses = np.zeros(2 * half)
-    computes, waits = np.zeros(len(rates)), np.zeros(len(rates))
-    kept = np.zeros(2 * layers, np.bool_)
-    lightest, least_of = np.full(2 * layers, -1), np.full(2 * layers, np.inf)
-    stale = np.ones(2 * layers, np.bool_)
-    members, place_of, count = (
-        np.empty(2 * half, np.int64),
-        np.empty(2 * half, np.int64),
-        np.zeros(2 * layers, np.int64),
-    )
-    left = room.copy()
-    cost = np.zeros(1)
-    log, flips = np.empty(16 * half + 16, np.int64), np.zeros(1, np.int64)
-
-    for step in range(len(rates)):
-        wait = 0.0
-        for slot in range(first_slot[step], first_slot[step + 1]):
-            cost[0] += rates[step] * wire_s[slot]
-            if remote_s[slot] > wait:
-                wait = remote_s[slot]
-        waits[step] = wait
-        cost[0] += rates[step] * wait
-
-    def flip(one: int) -> None:
-        """Hold an item, or not any more."""
-        comes = not held[one]
-        cost[0] += -extra[one] if comes else extra[one]
-        for use in range(first_use[one], first_use[one + 1]):
-            step, mine, rate = uses[use], use_slot[use], rates[uses[use]]
-            begin, end = first_slot[step], first_slot[step + 1]
-            compute, wait = computes[step], waits[step]
-            before = max(compute, wait)
-            compute_then = max(0.0, compute + local_s[mine]) if comes else max(0.0, compute - local_s[mine])
-            wait_then = wait
-            if not comes:
-                wait_then = max(wait, remote_s[mine])
-            elif remote_s[mine] >= wait:
-                wait_then = 0.0
-                for slot in range(begin, end):
-                    if slot != mine and not held[item[slot]] and remote_s[slot] > wait_then:
-                        wait_then = remote_s[slot]
-            after = max(compute_then, wait_then)
-            cost[0] += rate * (after - before + (-wire_s[mine] if comes else wire_s[mine]))
-            computes[step], waits[step] = compute_then, wait_then
-            # Where it waits as long as before, and longer than it is busy at home, others are worth what they were.
-            if wait_then != wait or compute > wait or compute_then > wait:
-                for slot in range(begin, end):
-                    if slot != mine and held[item[slot]]:
-                        without = max(compute - local_s[slot], max(wait, remote_s[slot]))
-                        without_then = max(compute_then - local_s[slot], max(wait_then, remote_s[slot]))
-                        losses[item[slot]] += rate * (without_then - after - without + before)
-            if comes:
-                without_then = max(compute_then - local_s[mine], max(wait_then, remote_s[mine]))
-                losses[one] += rate * (without_then - after + wire_s[mine])
-        log[flips[0]] = one
-        flips[0] += 1
-        held[one] = comes
-        block = one // experts
-        if comes:
-            place_of[one] = block * experts + count[block]
-            members[place_of[one]] = one
-            count[block] += 1
-        else:
-            losses[one] = 0.0
-            count[block] -= 1
-            last = members[block * experts + count[block]]
-            members[place_of[one]], place_of[last] = last, place_of[one]
-        left[block // layers] += -sizes[one] if comes else sizes[one]
-        stale[block] = True
-        mirror = (block + layers) % (2 * layers)
-        if comes or lightest[mirror] == (one + half) % (2 * half):
-            stale[mirror] = True  # else what is missed least there may go as before
-
-    def lighten(block: int) -> None:
-        """Find what of an end's layer is missed least, of what may go."""
-        lightest[block], light = -1, np.inf
-        for place in range(block * experts, block * experts + count[block]):
-            one = members[place]
-            loss = losses[one] + extra[one]
-            better = loss < light or (loss == light and one < lightest[block])
-            if better and (not must[one] or held[(one + half) % (2 * half)]):
-                lightest[block], light = one, loss
-        least_of[block] = light / sizes[lightest[block]] if lightest[block] >= 0 else np.inf
-        stale[block] = False
-
-    for one in range(2 * half):
-        if start[one]:
-            flip(one)
-    for end in range(2):
-        left[end] = room[end]
-    best, best_cost = held.copy(), cost[0]
-    now, now_cost = held.copy(), cost[0]
-    for turn in range(len(turns)):
-        kept[:] = False
-        flips[0] = 0
-        density = turns[turn, -1]
-        for number in range(turns.shape[1] - 1):
-            if turns[turn, number] < 0:
-                continue
-            layer, keeper = turns[turn, number] // 3, turns[turn, number] % 3
-            for end in range(2):
-                if end == keeper:
-                    kept[end * layers + layer] = True
-                for one in range((end * layers + layer) * experts, (end * layers + layer + 1) * experts):
-                    picked = (one % half * 2654435761 + turn * 97003) // 256 % 256 < density
-                    if picked and not held[one] and sizes[one] > 0:
-                        flip(one)
-        patience = 4 * experts
-        while left[0] < 0 or left[1] < 0:
-            gone, block_of, least = -1, -1, np.inf
-            for force in range(2):
-                for end in range(2):
-                    if left[end] >= 0:
-                        continue
-                    for block in range(end * layers, (end + 1) * layers):
-                        if stale[block]:
-                            lighten(block)
-                        if least_of[block] < least and (force == 1 or not kept[block]):
-                            block_of, least = block, least_of[block]
-                if block_of >= 0:
-                    gone = lightest[block_of]
-                    break
-            if gone >= 0:
-                flip(gone)
-                continue
-            # All that an end holds must be held by one of the two: something goes to the other end.
-            for one in range(2 * half):
-                if held[one] and left[one // half] < 0 and (losses[one] + extra[one]) / sizes[one] < least:
-                    gone, least = one, (losses[one] + extra[one]) / sizes[one]
-            patience -= 1
-            if gone < 0 or patience < 0:
-                break
-            flip((gone + half) % (2 * half))
-            flip(gone)
-        heat = hot * now_cost * (1 - (turn + 1) / len(turns))
-        if left[0] >= 0 and left[1] >= 0 and cost[0] < now_cost + heat:
-            now_cost = cost[0]
-            for number in range(flips[0]):
-                now[log[number]] = held[log[number]]
-            if now_cost < best_cost - 1e-9 * abs(best_cost):
-                best_cost = now_cost
-                best[:] = held
-        else:
-            for number in range(flips[0]):
-                if held[log[number]] != now[log[number]]:
-                    flip(log[number])
-    return best
+    rest = np.full((turns, max(0, layers - LAYERS_MAX)), NOTHING)
+    return np.column_stack([taken, rest, rng.choice(DENSITIES, turns)])

@@ -22,10 +22,10 @@ from zlib import crc32
 import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, Lot
-from meshmoe.placement.bystanders import marks_of, mask_of, others_pay
+from meshmoe.placement.bystanders import marks_of, mask_of, they_pay
 from meshmoe.placement.compiled import compiled
 from meshmoe.placement.cost import Branches
-from meshmoe.placement.joint import Seat, best_division
+from meshmoe.placement.joint import Caller, Seat, Ways, best_division
 from meshmoe.placement.pricing import Pricer
 from meshmoe.placement.table import Mask, Table
 from meshmoe.placement.trace import Floats, Ints
@@ -37,7 +37,13 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 NOBODY_KNOWN: Mapping[int, Table] = MappingProxyType({})
 
 WORK = 400_000
-"""Of the search for a division, in turns times experts; but at least 100 turns, and 600 at most."""
+"""Of the search for a division, in turns times experts; but at least 100 turns, and `TURNS_MAX` at most."""
+
+TURNS_MAX, RESTARTS = 600, 6
+"""Where the model is so small that there is time for all turns, everything is given out anew so often besides."""
+
+BYSTANDER_SLOTS = 1365
+"""Of a bystander's demand that guides the search (prices are by all that is known): six are a sketch's together."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,20 @@ class Outlook:
         best = _nearest(self.holders, nearest[nearest != node], given, -1 if partner is None else partner, far)
         wire_s = 2 * self.shape.row_bytes * self.byte_s[node]
         return Branches((self.time_s[node] - wire_s)[best], self.byte_s[node][best], self.row_s[best])
+
+    def caller(self, node: int, ends: tuple[int, int], table: Table) -> Caller:
+        """A node as the search for a division sees it.
+
+        Args:
+            node: One of the two ends, or a third one.
+            ends: The two.
+            table: The node's demand.
+        """
+        time_s, flat = self.time_s[node], self.holders.reshape(len(self.holders), -1)
+        best = _nearest_beside(flat, np.argsort(time_s, kind="stable"), time_s, node, ends, table.place)
+        wire_s = 2 * self.shape.row_bytes * self.byte_s[node]
+        ways = Ways((time_s - wire_s)[best], self.byte_s[node][best], self.row_s[best])
+        return Caller(table, ways, None if node in ends else flat[node, table.place])
 
     def regret(self, node: int, asked: Mask | None = None) -> Floats:
         """What all others lose, at most, if a node drops an expert: ``[layers, experts]`` seconds a second.
@@ -127,6 +147,28 @@ def _nearest(holders: Mask, order: Ints, given: Mask, partner: int, nobody: int)
 
 
 @compiled
+def _nearest_beside(
+    holders: Mask, order: Ints, time_s: Floats, node: int, ends: tuple[int, int], places: Ints
+) -> Ints:
+    """The first of ``order`` that holds what is in each place, the node itself left out: ``[STATES, places]``."""
+    best = np.empty((4, len(places)), np.int64)
+    for number in range(len(places)):
+        found = -1
+        for other in order:
+            if holders[other, places[number]] and other != node and other != ends[0] and other != ends[1]:
+                found = other
+                break
+        for state in range(4):
+            nearest = found
+            for bit in range(2):
+                end = ends[bit]
+                if state >> bit & 1 and end != node and (nearest < 0 or time_s[end] < time_s[nearest]):
+                    nearest = end
+            best[state, number] = order[-1] if nearest < 0 else nearest
+    return best
+
+
+@compiled
 def _others_lose(
     time_s: Floats, holders: Mask, demand: Floats, places: Ints, source: int, target: int, asked: Mask
 ) -> Floats:
@@ -162,6 +204,7 @@ class Side:
         outlook: What it believes.
         me: Its position.
         other: Its partner's.
+        table: Its demand.
         pricer: Its own, with the partner as holder of what it would give.
         move_s: Seconds a second that bringing in one byte costs, over the horizon.
     """
@@ -169,6 +212,7 @@ class Side:
     outlook: Outlook
     me: int
     other: int
+    table: Table
     pricer: Pricer
     move_s: float
 
@@ -176,7 +220,7 @@ class Side:
     def of(cls, outlook: Outlook, me: int, other: int, table: Table, move_s: float) -> Side:
         """Take a seat."""
         pricer = Pricer(outlook.shape, table, outlook.branches(me, other))
-        return cls(outlook, me, other, pricer, move_s)
+        return cls(outlook, me, other, table, pricer, move_s)
 
     def propose(self) -> list[Lot]:
         """Lots of all layers, of the proposer, which is *one*."""
@@ -192,23 +236,28 @@ class Side:
             for lot in self._lots(layer, wanted[layer][::-1], unwanted[layer], calm[layer], keen[layer])
         ]
 
-    def division(self, table: Table, partner: Table, room_bytes: tuple[int, int]) -> list[Lot]:
+    def division(
+        self, table: Table, partner: Table, room_bytes: tuple[int, int], known: Mapping[int, Table] = NOBODY_KNOWN
+    ) -> list[Lot]:
         """The lots, one a layer, that lead to the best division between the two that a search found.
 
         Args:
             table: This end's demand, in short; this end is *one*.
             partner: Its partner's.
             room_bytes: Free at each end.
+            known: Bystanders, with their demand in short (`BYSTANDER_SLOTS`).
         """
         outlook, shape = self.outlook, self.outlook.shape
+        ends = self.me, self.other
         pair = outlook.owned(self.me) | outlook.owned(self.other)
+        asked = np.ones(len(outlook.holders), bool)
+        asked[[*known, *ends]] = False
         seats = [
             Seat(
-                demand,
-                outlook.branches(me, other),
+                outlook.caller(me, ends, demand),
                 outlook.holders[me],
                 room,
-                np.where(pair, outlook.passing_regret(me, other), outlook.regret(me)),
+                np.where(pair, outlook.passing_regret(me, other, asked), outlook.regret(me, asked)),
                 self.move_s,
             )
             for me, other, demand, room in (
@@ -216,10 +265,12 @@ class Side:
                 (self.other, self.me, partner, room_bytes[1]),
             )
         ]
-        turns = min(600, max(100, WORK // (2 * shape.layers * shape.experts)))
+        turns = min(TURNS_MAX, max(100, WORK // (2 * shape.layers * shape.experts)))
+        restarts = RESTARTS if turns == TURNS_MAX else 0
         # Of the same plans the search is the same: asked again about the same demand, it finds nothing more.
         seed = crc32(outlook.holders[[self.me, self.other]].tobytes())
-        found = best_division((seats[0], seats[1]), shape, pair, turns, seed)
+        bystanders = [outlook.caller(node, ends, one) for node, one in known.items() if node not in ends]
+        found = best_division((seats[0], seats[1]), shape, pair, turns, seed, bystanders, restarts)
         return [lot for layer in range(shape.layers) for lot in self._towards(layer, found[0][layer], found[1][layer])]
 
     def _towards(self, layer: int, one: Mask, two: Mask) -> Iterator[Lot]:
@@ -250,6 +301,7 @@ class Side:
         proposer: bool,
         known: Mapping[int, Table] = NOBODY_KNOWN,
         counted: Collection[int] = (),
+        alone: bool = False,
     ) -> list[int]:
         """What each lot is worth to this end, and to those for whom it speaks.
 
@@ -259,6 +311,7 @@ class Side:
             known: Bystanders for whom this end speaks, with their demand.
             counted: Bystanders for whom the other end speaks. Of the rest, each end counts only what they may lose
                 at most by what it drops.
+            alone: Whether the other end is one of those, as it will not price these lots itself.
         """
         if not lots:
             return []
@@ -269,20 +322,19 @@ class Side:
         size_s = outlook.shape.expert_bytes.max(axis=1) * self.move_s
         gains = -adds.sum(axis=1) * size_s[layers]
         asked = np.ones(len(outlook.holders), bool)
-        asked[[*known, *counted]] = False
-        asked[[self.me, self.other]] = True  # the ends speak for themselves in what they hold, not in what they call
+        speaks_for = {node: table for node, table in known.items() if node not in counted}
+        speaks_for[self.me] = self.table
+        if not alone:
+            speaks_for.pop(self.other, None)
+            asked[self.other] = False
+        asked[[*speaks_for, *counted]] = False
         for regret, gone in (
             (outlook.passing_regret(self.me, self.other, asked), drops & given),
             (outlook.regret(self.me, asked), drops & ~given),
         ):
             gains -= (regret[layers] * gone).sum(axis=1)
-        now = outlook.holders[self.me]
-        gains += self.pricer.cost(np.arange(len(now)), now)[layers]
-        gains -= self.pricer.cost(layers, (now[layers] | adds) & ~drops)
-        speaks_for = {node: table for node, table in known.items() if node not in counted}
-        if speaks_for:
-            marks = (adds, drops), marks_of(lots, outlook.shape.experts, proposer=not proposer)
-            gains -= others_pay(outlook, (self.me, self.other), layers, marks, speaks_for)
+        marks = (adds, drops), marks_of(lots, outlook.shape.experts, proposer=not proposer)
+        gains -= they_pay(outlook, (self.me, self.other), layers, marks, speaks_for)
         prices: list[int] = np.floor(gains * PRICE_SCALE).astype(np.int64).tolist()
         return prices
 

@@ -1,18 +1,17 @@
-"""What bystanders pay is what the cost function says, lot by lot, and makes bargains that help all."""
+"""What the ends and bystanders pay is what the cost function says, lot by lot, and makes bargains that help all."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshmoe.placement.bargain import Lot
-from meshmoe.placement.bystanders import marks_of, others_pay
+from meshmoe.placement.bystanders import marks_of, they_pay
 from meshmoe.placement.cost import mesh_cost, node_cost
-from meshmoe.placement.lots import Outlook, apply
+from meshmoe.placement.lots import apply
 from meshmoe.placement.policies import Negotiated
-from meshmoe.placement.policies.base import demands
 from meshmoe.placement.seed import guardian_owners
 from meshmoe.placement.table import tabulate
-from tests.placement.worlds import small_world
+from tests.placement.worlds import outlook_of, small_world
 
 
 def line(seed, **more):
@@ -21,14 +20,11 @@ def line(seed, **more):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
-def test_it_is_the_rise_of_the_others_costs(seed):
+def test_it_is_the_rise_of_each_ones_costs(seed):
     world, rng = line(seed, prefill=True), np.random.default_rng(seed)
     owner = guardian_owners(world.shape, world.nodes, world.capacity_bytes)
     holders = (owner == np.arange(4)[:, None, None]) | (rng.random((4, *owner.shape)) < 0.2)
-    time_s = world.call_s(1.0) + 2 * world.shape.row_bytes * world.byte_s
-    np.fill_diagonal(time_s, 0.0)
-    row_s = np.array([spec.row_s for spec in world.specs])
-    outlook = Outlook(world.shape, time_s, world.byte_s, row_s, holders, owner, demands(world))
+    outlook = outlook_of(world, holders, owner)
     one, two = rng.permutation(4)[:2].tolist()
     lots = []
     for layer in range(world.shape.layers):
@@ -40,13 +36,13 @@ def test_it_is_the_rise_of_the_others_costs(seed):
     tables = {i: tabulate(world.shape, world.specs[i], world.traces[i]) for i in range(4)}
     layers = np.array([lot.layer for lot in lots])
     marks = [marks_of(lots, world.shape.experts, proposer=proposer) for proposer in (True, False)]
-    pay = others_pay(outlook, (one, two), layers, (marks[0], marks[1]), tables)
-    for lot, more_s in zip(lots, pay, strict=True):
-        after, owner_after = holders.copy(), owner.copy()
-        apply([lot], one, two, after, owner_after)
-        others = [i for i in range(4) if i not in (one, two)]
-        rise_s = sum(node_cost(world, i, after) - node_cost(world, i, holders) for i in others)
-        np.testing.assert_allclose(more_s, rise_s, rtol=1e-9, atol=1e-12)
+    for node in range(4):
+        pay = they_pay(outlook, (one, two), layers, (marks[0], marks[1]), {node: tables[node]})
+        for lot, more_s in zip(lots, pay, strict=True):
+            after, owner_after = holders.copy(), owner.copy()
+            apply([lot], one, two, after, owner_after)
+            rise_s = node_cost(world, node, after) - node_cost(world, node, holders)
+            np.testing.assert_allclose(more_s, rise_s, rtol=1e-9, atol=1e-12)
 
 
 def test_knowing_bystanders_makes_unequal_meshes_cheaper():

@@ -4,6 +4,8 @@ import networkx as nx
 import numpy as np
 
 from meshmoe.core.ids import NodeId
+from meshmoe.placement.lots import Outlook
+from meshmoe.placement.policies.base import demands
 from meshmoe.placement.trace import Trace, decode_steps, no_steps, prefill_steps
 from meshmoe.placement.world import ModelShape, NodeSpec, build_world
 
@@ -53,3 +55,11 @@ def small_world(
         for i, (name, count) in enumerate(zip(names, slots, strict=True))
     }
     return build_world(ModelShape(np.full((layers, experts), SIZE), 512), graph, specs, traces)
+
+
+def outlook_of(world, holders, owner):
+    """What a node believes that knows everything."""
+    time_s = world.call_s(1.0) + 2 * world.shape.row_bytes * world.byte_s
+    np.fill_diagonal(time_s, 0.0)
+    row_s = np.array([spec.row_s for spec in world.specs])
+    return Outlook(world.shape, time_s, world.byte_s, row_s, holders, owner, demands(world))

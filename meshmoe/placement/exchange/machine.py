@@ -210,8 +210,8 @@ class ExchangeMachine:
             return
         side = self._stand.side(peer)
         self._id += 1
-        lots = [*self._stand.division(side, peer), *side.propose()]
         known = self._stand.bystanders(peer)
+        lots = [*self._stand.division(side, peer, known), *side.propose()]
         lots, prices = best_lots(lots, self._stand.prices(side, lots, proposer=True, known=known))
         message = ExchangeProposal(
             self._id,
@@ -295,7 +295,7 @@ class ExchangeMachine:
         side = self._stand.side(sender)
         own = side.own_lots()
         known = self._stand.bystanders(sender)
-        own, own_prices = best_lots(own, self._stand.prices(side, own, proposer=False, known=known))
+        own, own_prices = best_lots(own, self._stand.prices(side, own, proposer=False, known=known, alone=True))
         known = self._stand.bystanders(sender, proposal.counted)
         theirs = self._stand.prices(side, proposal.lots, proposer=False, known=known, counted=proposal.counted)
         prices = [*theirs, *own_prices]

@@ -17,7 +17,7 @@ from meshmoe.placement.exchange.config import ExchangeConfig
 from meshmoe.placement.exchange.events import Links, PeerPlan
 from meshmoe.placement.exchange.messages import BYSTANDERS_MAX
 from meshmoe.placement.exchange.plan import Plan
-from meshmoe.placement.lots import Outlook, Side
+from meshmoe.placement.lots import BYSTANDER_SLOTS, Outlook, Side
 from meshmoe.placement.sketch import Sketch, shortened, sketch_of, table_of
 from meshmoe.placement.table import Table, tabulate
 from meshmoe.placement.trace import Trace
@@ -47,6 +47,7 @@ class Standpoint:
         self._short: Table | None = None
         self._outlook: tuple[int, Outlook] | None = None
         self._sketches: dict[NodeId, tuple[Sketch, Table]] = {}
+        self._brief: dict[NodeId, Table] = {}
         self.trace(trace)
 
     def trace(self, trace: Trace, away_s: float = 0.0) -> None:
@@ -59,7 +60,7 @@ class Standpoint:
         """Take in what gossip tells."""
         self.peers, self.links, self._outlook = dict(peers), links, None
         for gone in [peer for peer in self._sketches if peer not in peers]:
-            del self._sketches[gone]
+            del self._sketches[gone], self._brief[gone]
 
     def side(self, peer: NodeId) -> Side:
         """A seat opposite a peer."""
@@ -79,6 +80,7 @@ class Standpoint:
         table = table_of(sketch, self._shape)
         if table is not None:
             self._sketches[peer] = sketch, table
+            self._brief[peer] = shortened(table, self._shape, BYSTANDER_SLOTS)
         return table is not None
 
     def sketch_known(self, peer: NodeId) -> int:
@@ -101,19 +103,30 @@ class Standpoint:
         proposer: bool,
         known: Mapping[NodeId, Table],
         counted: Collection[NodeId] = (),
+        alone: bool = False,
     ) -> list[int]:
-        """What lots are worth to this node and to ``known``; the other end speaks for ``counted``."""
+        """What lots are worth to this node and to ``known``; the other end speaks for ``counted``.
+
+        If this node is ``alone`` with them the other end does not price them, so it is counted, too.
+        """
+        peer = self.links.nodes[side.other] if self.links is not None else None
+        if alone and peer in self._sketches:
+            known = {**known, peer: self._sketches[peer][1]}
         tables = {self._position(name): table for name, table in known.items()}
         others = [self._position(name) for name in counted if name in self.peers]
-        return side.prices(lots, proposer=proposer, known=tables, counted=others)
+        return side.prices(lots, proposer=proposer, known=tables, counted=others, alone=alone)
 
-    def division(self, side: Side, peer: NodeId) -> list[Lot]:
-        """Lots towards the best division between this node and a peer that could be found; needs its sketch."""
+    def division(self, side: Side, peer: NodeId, known: Collection[NodeId]) -> list[Lot]:
+        """Lots towards the best division between this node and a peer that could be found; needs its sketch.
+
+        Those who are ``known`` count, too.
+        """
         if peer not in self._sketches:
             return []
         sketch, table = self._sketches[peer]
         room_bytes = sketch.capacity_bytes - int(self._shape.expert_bytes[self.peers[peer].held].sum())
-        return side.division(self._short_table(), table, (self._plan.room_bytes, room_bytes))
+        brief = {self._position(name): self._brief[name] for name in known}
+        return side.division(self._short_table(), table, (self._plan.room_bytes, room_bytes), brief)
 
     def cost(self, side: Side) -> int:
         """What this node's experts cost it now, in nanoseconds a second."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, settle
 from meshmoe.placement.copies import better_copies
-from meshmoe.placement.lots import Outlook, Side, apply
+from meshmoe.placement.lots import BYSTANDER_SLOTS, Outlook, Side, apply
 from meshmoe.placement.policies.base import demands, layer_bytes
 from meshmoe.placement.seed import missing_owners
 from meshmoe.placement.sketch import shortened
@@ -143,6 +143,7 @@ class _Table:
         )
         self._partners = [set(np.flatnonzero(row).tolist()) for row in partners]
         self._short = [shortened(table, world.shape) for table in self._traces]
+        self._brief = [shortened(table, world.shape, BYSTANDER_SLOTS) for table in self._short]
         self.moves = 0
 
     def refill(self, node: int) -> None:
@@ -166,9 +167,10 @@ class _Table:
         rooms = [
             self._world.specs[node].capacity_bytes - bytes_ for node, bytes_ in zip((one, two), taken, strict=True)
         ]
-        division = sides[0].division(self._short[one], self._short[two], (rooms[0], rooms[1]))
-        lots = [*sides[0].propose(), *division, *sides[1].own_lots()]
         known = [self._known(node) for node in (one, two)]
+        brief = {node: self._brief[node] for node in known[0]}
+        division = sides[0].division(self._short[one], self._short[two], (rooms[0], rooms[1]), brief)
+        lots = [*sides[0].propose(), *division, *sides[1].own_lots()]
         ones = sides[0].prices(lots, proposer=True, known=known[0])
         twos = sides[1].prices(lots, proposer=False, known=known[1], counted=known[0])
         prices = [sum(both) for both in zip(ones, twos, strict=True)]
