@@ -27,9 +27,7 @@ Marks = tuple[tuple[Mask, Mask], tuple[Mask, Mask]]
 """For each end, what each lot adds and drops: ``[lots, experts]``."""
 
 
-def they_pay(
-    outlook: Outlook, ends: tuple[int, int], layers: Ints, marks: Marks, known: Mapping[int, Table]
-) -> Floats:
+def they_pay(outlook: Outlook, ends: tuple[int, int], layers: Ints, marks: Marks, known: Mapping[int, Table]) -> Floats:
     """Seconds a second that some nodes pay more with each lot: negative where they gain.
 
     Args:

@@ -147,9 +147,7 @@ def _nearest(holders: Mask, order: Ints, given: Mask, partner: int, nobody: int)
 
 
 @compiled
-def _nearest_beside(
-    holders: Mask, order: Ints, time_s: Floats, node: int, ends: tuple[int, int], places: Ints
-) -> Ints:
+def _nearest_beside(holders: Mask, order: Ints, time_s: Floats, node: int, ends: tuple[int, int], places: Ints) -> Ints:
     """The first of ``order`` that holds what is in each place, the node itself left out: ``[STATES, places]``."""
     best = np.empty((4, len(places)), np.int64)
     for number in range(len(places)):

@@ -52,7 +52,7 @@ class Negotiated:
         *,
         neighbours_only: bool = False,
         horizon_s: float = 3600.0,
-        gain_min: float = 1e-3,
+        gain_min: float = 1e-4,
     ) -> None:
         """Choose the rules.
 
