@@ -22,6 +22,10 @@ from meshmoe.engine.lean.resident import ResidentTable
 from meshmoe.engine.lean.tables import Layer, Shape
 from meshmoe.wire.frames import Frame
 
+ROWS_MAX = 64
+"""Of any little call. One of so many takes no longer than one of `TOGETHER_ROWS_MAX` with the largest experts: those
+that have fewer weights may have more rows (`LittleCalls.rows_max`)."""
+
 
 @jit
 def serve_rows(
@@ -36,7 +40,7 @@ def serve_rows(
         asked: For each expert its index, how many rows it computes, and these.
         x: ``[rows, hidden]`` in the dtype of the model.
         y: Gets the outputs one after the other, in the same dtype.
-        scratch: Room for ``TOGETHER_ROWS_MAX * (2 * hidden + 3 * width)`` float32.
+        scratch: Room for ``ROWS_MAX * (2 * hidden + 3 * width)`` float32.
         hidden: Width of the hidden state.
         width: Of an expert.
 
@@ -44,8 +48,8 @@ def serve_rows(
         Rows of output, or -1 if an expert is not resident.
     """
     wide, done, at = hidden * size_of(tag), 0, 0
-    computed = scratch + 4 * TOGETHER_ROWS_MAX * hidden
-    inner = computed + 4 * TOGETHER_ROWS_MAX * hidden
+    computed = scratch + 4 * ROWS_MAX * hidden
+    inner = computed + 4 * ROWS_MAX * hidden
     while at < len(asked):
         expert, count = asked[at], asked[at + 1]
         if experts[expert, 0] == 0:
@@ -95,17 +99,22 @@ class LittleCalls:
         self._hidden, size = int(plan.shape[Shape.HIDDEN]), plan.embedding.element_size()
         self._row_bytes = self._hidden * size
         moe = plan.layers[plan.layers[:, Layer.MOE] >= 0]
-        self._layers: dict[int, tuple[int, int, int]] = {}
-        """By ordinal: experts, width, how many of them a call may ask for."""
+        self._layers: dict[int, tuple[int, int, int, int]] = {}
+        """By ordinal: experts, width, how many experts a call may ask for, and for how many rows."""
         for ordinal, experts, width in moe[:, [Layer.MOE, Layer.EXPERTS, Layer.WIDTH]].tolist():
             most = TOGETHER_BYTES_MAX // (3 * self._hidden * width * size)
-            self._layers[ordinal] = experts, width, most
-        widest = max((width for _, width, _ in self._layers.values()), default=0)
-        room = TOGETHER_ROWS_MAX * self._row_bytes
+            self._layers[ordinal] = experts, width, most, self.rows_max(most)
+        widest = max((width for _, width, *_ in self._layers.values()), default=0)
+        room = ROWS_MAX * self._row_bytes
         self._x, self._y = np.zeros(room, np.uint8), np.zeros(room, np.uint8)
-        self._scratch = np.zeros(TOGETHER_ROWS_MAX * (2 * self._hidden + 3 * widest), np.float32)
+        self._scratch = np.zeros(ROWS_MAX * (2 * self._hidden + 3 * widest), np.float32)
         self._addresses = tuple(array.ctypes.data for array in (self._x, self._y, self._scratch))
         self._in, self._out = self._x.data, self._y.data
+
+    @staticmethod
+    def rows_max(experts: int) -> int:
+        """How many rows a call may have, where `TOGETHER_BYTES_MAX` are ``experts`` experts."""
+        return min(ROWS_MAX, TOGETHER_ROWS_MAX * max(1, experts))
 
     def take(self, data: Frame, places: Sequence[int]) -> bool:
         """Widen rows to float32.
@@ -118,7 +127,7 @@ class LittleCalls:
             Whether it was done: False if there are too many, or another number of rows, or some are not finite.
         """
         size, first = self._row_bytes, self._addresses[0]
-        if len(places) > TOGETHER_ROWS_MAX or len(data) != len(places) * size:
+        if len(places) > ROWS_MAX or len(data) != len(places) * size:
             return False
         self._in[: len(data)] = data
         moves = [number for at, place in enumerate(places) for number in (first + at * size, place)]
@@ -138,16 +147,16 @@ class LittleCalls:
             resident.
         """
         known = self._layers.get(layer)
-        if known is None or not 0 < count <= TOGETHER_ROWS_MAX or len(data) != count * self._row_bytes:
+        if known is None or not 0 < count <= known[3] or len(data) != count * self._row_bytes:
             return None
-        n_experts, width, most = known
+        n_experts, width, most, rows_max = known
         asked: list[int] = []
         for index, rows in experts:
             numbers = rows or range(count)
             if not 0 <= index < n_experts or min(numbers) < 0 or max(numbers) >= count:
                 return None
             asked += (index, len(numbers), *numbers)
-        if not 0 < len(experts) <= most or len(asked) - 2 * len(experts) > TOGETHER_ROWS_MAX:
+        if not 0 < len(experts) <= most or len(asked) - 2 * len(experts) > rows_max:
             return None
         self._in[: len(data)] = data
         snapshot = self._resident.snapshot()

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshmoe.core.ids import ExpertId
-from meshmoe.engine.dispatch import TOGETHER_ROWS_MAX
+from meshmoe.engine.dispatch import TOGETHER_BYTES_MAX, TOGETHER_ROWS_MAX
 from meshmoe.engine.kernels.choice import all_finite, compute
-from meshmoe.engine.lean.little import LittleCalls
+from meshmoe.engine.lean.little import ROWS_MAX, LittleCalls
 from meshmoe.engine.lean.resident import ResidentTable
 from meshmoe.engine.model import load_moe_model
 from meshmoe.engine.pool import ExpertPool
@@ -61,6 +61,24 @@ def test_what_is_served_has_the_bits_of_the_general_way(case, experts):
     assert case.served(experts, x) == bytes(pack_tensor(torch.cat(expected)).data)
 
 
+def test_so_have_as_many_rows_as_a_call_may_have(case):
+    x = case.rows(40)
+    experts = [(0, list(range(40))), (2, list(range(7, 31)))]
+    expected = [
+        compute(case.model.layers[LAYER].module, case.pool.get(ExpertId(LAYER, index)), x[numbers])
+        for index, numbers in experts
+    ]
+    assert case.served(experts, x) == bytes(pack_tensor(torch.cat(expected)).data)
+
+
+@pytest.mark.parametrize("expert_bytes", [1 << 10, 1 << 20, 2 << 20, 3 << 20, 8 << 20, 9 << 20])
+def test_a_call_of_more_rows_takes_no_longer_than_one_with_the_largest_experts(expert_bytes):
+    rows = LittleCalls.rows_max(TOGETHER_BYTES_MAX // expert_bytes)
+    assert TOGETHER_ROWS_MAX <= rows <= ROWS_MAX
+    if expert_bytes <= TOGETHER_BYTES_MAX:
+        assert rows * expert_bytes <= TOGETHER_ROWS_MAX * TOGETHER_BYTES_MAX
+
+
 @pytest.mark.parametrize(
     "experts", [[], [(LACKING, [])], [(0, []), (LACKING, [])], [(-1, [])], [(99, [])], [(0, [3])], [(0, [-1])]]
 )
@@ -69,34 +87,34 @@ def test_what_is_not_valid_or_not_resident_is_left_to_others(case, experts):
 
 
 def test_so_are_calls_that_are_not_little_and_data_of_another_size(case):
-    assert case.served([(0, [])], case.rows(TOGETHER_ROWS_MAX)) is not None
-    assert case.served([(0, [])], case.rows(TOGETHER_ROWS_MAX + 1)) is None
-    assert case.served([(0, []), (1, [0])], case.rows(TOGETHER_ROWS_MAX)) is None
+    assert case.served([(0, [])], case.rows(ROWS_MAX)) is not None
+    assert case.served([(0, [])], case.rows(ROWS_MAX + 1)) is None
+    assert case.served([(0, []), (1, [0])], case.rows(ROWS_MAX)) is None
     data = bytes(pack_tensor(case.rows(2)).data)
     assert case.calls.serve(LAYER, [(0, [])], 2, data[:-2]) is None
     assert case.calls.serve(99, [(0, [])], 2, data) is None
 
 
-NUMBERS = st.one_of(st.integers(-2, 20), st.integers(-(1 << 70), 1 << 70))
+NUMBERS = st.one_of(st.integers(-2, 80), st.integers(-(1 << 70), 1 << 70))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     layer=st.one_of(st.just(LAYER), NUMBERS),
     experts=st.lists(st.tuples(NUMBERS, st.lists(NUMBERS, max_size=20)), max_size=20),
-    count=st.one_of(st.integers(0, 20), NUMBERS),
+    count=st.one_of(st.integers(0, 80), NUMBERS),
     size=st.one_of(st.none(), st.integers(0, 200)),
 )
 def test_whatever_a_peer_asks_for_is_served_in_full_or_not_at_all(case, layer, experts, count, size):
     """Addresses are made of these numbers: none may lead outside."""
-    right = max(0, min(count, 20)) * case.hidden * case.model.dtype.itemsize
+    right = max(0, min(count, 80)) * case.hidden * case.model.dtype.itemsize
     data = bytes(right if size is None else size)
     rows = sum(len(numbers) or count for _, numbers in experts)
     there = set(range(case.model.layers[LAYER].n_experts)) - {LACKING}
     valid = (
-        0 < count <= TOGETHER_ROWS_MAX
+        0 < count <= ROWS_MAX
         and len(data) == count * case.hidden * case.model.dtype.itemsize
-        and 0 < rows <= TOGETHER_ROWS_MAX
+        and 0 < rows <= ROWS_MAX
         and all(0 <= number < count for _, numbers in experts for number in numbers)
     )
     answer = case.calls.serve(layer, experts, count, data)
