@@ -11,8 +11,9 @@ from meshmoe.core.errors import WireError
 from meshmoe.core.ids import NodeId
 from meshmoe.engine.kernels.choice import all_finite
 from meshmoe.wire.codec import Decoded
+from meshmoe.wire.frames import TensorFrame
 from meshmoe.wire.messages import ExpertRows
-from meshmoe.wire.tensors import unpack_tensor
+from meshmoe.wire.tensors import pack_rows, pack_tensor, unpack_tensor
 
 REPLY_HEADER_BYTES = 48
 """Bytes of a reply besides its tensor, for the statistics."""
@@ -23,18 +24,18 @@ def row_bytes(hidden: Tensor) -> int:
     return 2 * hidden.shape[1] * hidden.element_size()
 
 
-def distinct_rows(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[Tensor, list[ExpertRows]]:
+def rows_to_send(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[TensorFrame, list[ExpertRows]]:
     """The rows that some expert needs, each once, and every expert's rows renumbered to them.
 
     Args:
-        hidden: ``[T, H]``.
+        hidden: ``[T, H]`` contiguous.
         rows: For each expert its rows of ``hidden``.
 
     Returns:
-        ``[U, H]`` contiguous, and what goes into the message.
+        ``[U, H]`` as it travels, and what goes into the message.
     """
     if hidden.shape[0] == 1:
-        return hidden, [ExpertRows(expert, []) for expert in sorted(rows)]
+        return pack_tensor(hidden), [ExpertRows(expert, []) for expert in sorted(rows)]
     distinct = sorted({row for numbers in rows.values() for row in numbers})
     position = {row: i for i, row in enumerate(distinct)}
     everything = list(range(len(distinct)))
@@ -42,8 +43,14 @@ def distinct_rows(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[Tensor, l
     for expert, numbers in sorted(rows.items()):
         renumbered = [position[row] for row in numbers]
         wanted.append(ExpertRows(expert, [] if renumbered == everything else renumbered))
-    part = hidden if len(distinct) == hidden.shape[0] else hidden[torch.tensor(distinct)]
-    return part.contiguous(), wanted
+    if len(distinct) == hidden.shape[0]:
+        return pack_tensor(hidden), wanted
+    packed = pack_tensor(hidden)
+    if type(packed.data) is not bytes:
+        return pack_tensor(hidden[torch.tensor(distinct)]), wanted
+    size_bytes = len(packed.data) // hidden.shape[0]
+    parts = [packed.data[row * size_bytes : (row + 1) * size_bytes] for row in distinct]
+    return pack_rows(hidden.dtype, len(distinct), b"".join(parts)), wanted
 
 
 def read_outputs(decoded: Decoded, peer: NodeId, counts: Sequence[int], hidden: Tensor) -> list[Tensor]:

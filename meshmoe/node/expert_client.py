@@ -22,7 +22,7 @@ from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import ExpertUnavailableError, PeerError, WireError
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.engine.remote import LayerCall
-from meshmoe.node.call_rows import REPLY_HEADER_BYTES, distinct_rows, read_outputs, row_bytes
+from meshmoe.node.call_rows import REPLY_HEADER_BYTES, read_outputs, row_bytes, rows_to_send
 from meshmoe.node.calls import CallTable, PendingCall, first_settled
 from meshmoe.node.hedging import Hedging
 from meshmoe.node.messenger import Messenger
@@ -243,13 +243,13 @@ class ExpertClient:
     def _ask(
         self, peer: NodeId, experts: list[int], call: LayerCall, search: _Search, budget_s: float
     ) -> PendingCall | None:
-        hidden, wanted = distinct_rows(call.hidden, {e: search.waiting[e] for e in experts})
+        frame, wanted = rows_to_send(call.hidden, {e: search.waiting[e] for e in experts})
         asked = self._calls.open(peer)
         message = ExpertCall(
             id=asked.id, layer=call.layer, experts=wanted, budget_ms=max(1, int(budget_s * 1000)), decode=call.decode
         )
         try:
-            call.stats.sent_bytes += self._messenger.post(peer, Lane.DATA, message, tensor=pack_tensor(hidden))
+            call.stats.sent_bytes += self._messenger.post(peer, Lane.DATA, message, tensor=frame)
         except PeerError as error:
             self._calls.close(asked)
             _disappointed(search, peer, experts, str(error))

@@ -23,7 +23,7 @@ from meshmoe.core.ids import NodeId
 from meshmoe.engine.compute import ComputeThread
 from meshmoe.engine.job import Call, CallAbandonedError, Job, JobCancelled
 from meshmoe.engine.remote import LayerCall
-from meshmoe.node.call_rows import REPLY_HEADER_BYTES, distinct_rows, read_outputs, row_bytes
+from meshmoe.node.call_rows import REPLY_HEADER_BYTES, read_outputs, row_bytes, rows_to_send
 from meshmoe.node.expert_client import CallPatience, ExpertClient, MeshKnowledge
 from meshmoe.node.messenger import Messenger
 from meshmoe.node.peer_times import PeerTimes
@@ -32,7 +32,7 @@ from meshmoe.placement.holder_choice import choose_holders
 from meshmoe.transport.base import DirectLane
 from meshmoe.wire.codec import Codec, Decoded
 from meshmoe.wire.messages import CallCancel, ExpertCall, ExpertReply
-from meshmoe.wire.tensors import is_of, pack_tensor
+from meshmoe.wire.tensors import is_of
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +196,10 @@ class ExpressClient:
 
     def _ask(self, under_way: ExpressCall, peer: NodeId, experts: list[int], now_s: float, deadline_s: float) -> None:
         call, number = under_way.asked, next(self._ids)
-        hidden, wanted = distinct_rows(call.hidden, {expert: call.rows[expert] for expert in experts})
+        frame, wanted = rows_to_send(call.hidden, {expert: call.rows[expert] for expert in experts})
         budget_ms = max(1, int((deadline_s - now_s) * 1000))
         message = ExpertCall(id=number, layer=call.layer, experts=wanted, budget_ms=budget_ms, decode=call.decode)
-        frames = self._codec.encode(message, tensor=pack_tensor(hidden))
+        frames = self._codec.encode(message, tensor=frame)
         try:
             self._lane.send(peer, frames)
         except PeerError as error:

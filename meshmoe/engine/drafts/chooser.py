@@ -39,6 +39,9 @@ class LengthChooser:
         self._local = PassTimes()
         self._waits = PassTimes(bent=True)
         self._drafts = PassTimes()
+        self._pass_s: dict[int, float] = {}
+        self._draft_s: dict[int, float] = {}
+        """By rows, since the last measurement: choosing asks for the same ones again and again."""
         self._chosen = 0
         self._tries = 0
         self._wider = 1.0
@@ -47,22 +50,32 @@ class LengthChooser:
 
     def note_pass(self, rows: int, took_s: float, waited_s: float) -> None:
         """A pass through the mesh over ``rows`` took ``took_s``, of which it ``waited_s`` for peers."""
+        self._pass_s.clear()
+        self._draft_s.clear()
         self._passes.note(rows, took_s)
         self._local.note(rows, max(0.0, took_s - waited_s))
         self._waits.note(rows, min(waited_s, took_s))
 
     def note_draft(self, rows: int, took_s: float) -> None:
         """A drafting pass over ``rows`` took so long."""
+        self._draft_s.clear()
         self._drafts.note(rows, took_s)
 
     def pass_s(self, rows: int) -> float:
         """Seconds of a pass through the mesh."""
         rows = min(rows, ROWS_MAX)
-        return self._passes.leaning_s(rows, self._local.curve[rows] + self._waits.curve[rows])
+        found = self._pass_s.get(rows)
+        if found is None:
+            smooth_s = self._local.curve[rows] + self._waits.curve[rows]
+            found = self._pass_s[rows] = self._passes.leaning_s(rows, smooth_s)
+        return found
 
     def draft_s(self, rows: int) -> float:
         """Seconds of a drafting pass; until one was measured, what passes compute here."""
-        return (self._drafts if self._drafts.known else self._local).expected_s(rows)
+        found = self._draft_s.get(rows)
+        if found is None:
+            found = self._draft_s[rows] = (self._drafts if self._drafts.known else self._local).expected_s(rows)
+        return found
 
     def bar(self, prospects: Sequence[Prospect], lengths: Sequence[int]) -> Bar:
         """What a token more must be worth, where drafts of these lengths are the best choice on average."""

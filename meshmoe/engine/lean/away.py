@@ -14,7 +14,6 @@ from collections.abc import Sequence as Rows
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from meshmoe.core.errors import ExpertUnavailableError, PeerError
@@ -43,7 +42,7 @@ class Asked(NamedTuple):
     Attributes:
         call: What the job waits for.
         layer: MoE layer ordinal.
-        hidden: ``[n, H]``, the rows that are concerned.
+        hidden: ``[R, H]``, the layer's input, of all rows of the batch.
         rows: For each expert (ascending), its rows of ``hidden``.
         missing: The pairs that are asked for, as `AwayExperts.missing` has them.
         batch: All rows of the batch.
@@ -144,17 +143,10 @@ class AwayExperts:
         if self._remote is None:
             named = ", ".join(str(ExpertId(moe, expert)) for expert in sorted({expert for expert, _, _ in missing}))
             raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
-        if self._work.count == 1:
-            needed, hidden = [0], self._work.hidden
-        else:
-            needed = sorted({row for _, row, _ in missing})
-            whole = len(needed) == self._work.count
-            hidden = self._work.hidden if whole else self._work.hidden.index_select(0, torch.tensor(needed))
-        within = {row: at for at, row in enumerate(needed)}
         by_expert: dict[int, list[int]] = {}
         for expert, row, _ in missing:
-            by_expert.setdefault(expert, []).append(within[row])
-        concerned = [batch[row] for row in needed]
+            by_expert.setdefault(expert, []).append(row)
+        hidden, concerned = self._work.hidden, [batch[row] for row in {row for _, row, _ in missing}]
         decode = any(row.decode for row in concerned)
         # As patient as the most patient of them; if that is in vain, the others can still be tried alone.
         stats = GenerationStats(stalled_s=min([row.stats.stalled_s for row in concerned]))

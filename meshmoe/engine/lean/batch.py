@@ -212,11 +212,13 @@ class LeanBatch:
         for sequence, length in lengths.items():
             sequence.reserve(length - sequence.length)
         self._also = []
-        for number, (row, at) in enumerate(zip(rows, positions, strict=True)):
+        described: list[tuple[int, ...]] = []
+        for row, at in zip(rows, positions, strict=True):
             cos, sin = self._model.rotation(at, row.sequence.long)
             kind = -1 if row.local else 0 if row.decode else 1
             others = self._others(row) if row.also else 0
-            table[number] = row.sequence.table.ctypes.data, at, cos, sin, kind, row.local, others
+            described.append((row.sequence.table_at, at, cos, sin, kind, row.local, others))
+        table[: len(rows)] = described
         work.fit(len(rows), max(lengths.values()))
         tokens = np.array([row.token for row in rows], np.int64)
         embed(plan.tag, plan.embedding.data_ptr(), tokens, int(work.places[Place.X]), int(plan.shape[Shape.HIDDEN]))
@@ -224,7 +226,7 @@ class LeanBatch:
 
     def _others(self, row: Row) -> int:
         """Address of the table of a row's further sequences."""
-        self._also.append(np.array([len(row.also), *(s.table.ctypes.data for s in row.also)], np.int64))
+        self._also.append(np.array([len(row.also), *(s.table_at for s in row.also)], np.int64))
         return int(self._also[-1].ctypes.data)
 
     def _run(self, snapshot: ResidentSnapshot, begin: int, end: int, joining: bool, pausing: bool) -> int:

@@ -144,12 +144,14 @@ class Sequence:
         length: Tokens that have been read.
         long: Whether the text is read with the position frequencies of long texts (see `LeanModel.rotation`).
         table: The int64 addresses of the blocks, for the compiled step.
+        table_at: Where the table lies; asking numpy each time takes longer than all else that a row needs.
     """
 
     def __init__(self, pool: BlockPool, long: bool = False) -> None:
         self.length = 0
         self.long = long
         self.table = np.zeros(8, np.int64)
+        self.table_at = int(self.table.ctypes.data)
         self._pool = pool
         self._blocks: list[int] = []
 
@@ -194,8 +196,9 @@ class Sequence:
     def become(self, fork: Sequence) -> None:
         """Have read what the fork has read; the fork is closed."""
         self.close()
-        self.length, self._blocks, self.table = fork.length, fork._blocks, fork.table
+        self.length, self._blocks, self.table, self.table_at = fork.length, fork._blocks, fork.table, fork.table_at
         fork.length, fork._blocks, fork.table = 0, [], np.zeros(8, np.int64)
+        fork.table_at = int(fork.table.ctypes.data)
 
     def close(self) -> None:
         """Give all blocks back."""
@@ -226,6 +229,7 @@ class Sequence:
         self._blocks[at] = block
         if at >= len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
+            self.table_at = int(self.table.ctypes.data)
         self.table[at] = self._pool.address(block)
 
     def _digests(self, ids: Tokens[int], count: int) -> list[bytes]:
