@@ -79,6 +79,14 @@ def test_what_is_held_against_each_other_is_of_the_same_requests():
     assert box.halves._favourite
 
 
+def test_requests_that_come_and_go_do_not_spend_their_time_in_trials_that_never_end():
+    box = Box(0.012, 0.02)
+    for writers in (4, 6) * 60:
+        box.run(1.7 * WINDOW_S, writers)
+    assert box.share(False) > 0.9
+    assert box.share(True) > 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_hardly_ever_wins(seed):
     """Rates that vary by a third from window to window, as on a box that is shared."""
