@@ -2,11 +2,14 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from meshmoe.engine.kernels.compiling import cache_directory
 
 SCRIPT = """
 import hashlib, torch
@@ -34,10 +37,16 @@ def flags():
 )
 def test_vectors_of_eight_and_the_machines_own(tmp_path):
     def bits(**other):
-        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **other}
         command = [sys.executable, "-c", SCRIPT]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, env=os.environ | other, capture_output=True, text=True, check=True).stdout
 
-    assert bits() == bits(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx2,+fma,+f16c")
-    compiled = len(list(tmp_path.rglob("*.nbc")))
-    assert compiled >= 6, "three dtypes, and none of them shared between the two CPUs"
+    own, ours = bits(), cache_directory()  # with code that other tests have compiled already
+    known = tmp_path / "meshmoe" / "kernels" / ours.name
+    for file in ours.rglob("expert.expert_call-*.nb?"):
+        (known / file.relative_to(ours)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, known / file.relative_to(ours))
+    before = set(known.rglob("*.nbc"))
+    assert len(before) >= 3, "three dtypes"
+    assert own == bits(XDG_CACHE_HOME=str(tmp_path), NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx2,+fma,+f16c")
+    compiled = {file for file in known.rglob("expert.expert_call-*.nbc") if file not in before}
+    assert len(compiled) >= 3, "three dtypes, and none of them shared between the two CPUs"
