@@ -97,11 +97,6 @@ class CudaBatch(LeanBatch):
         super().__init__(engine, job)
         self._card = engine
 
-    @property
-    def forks(self) -> bool:
-        """See `LeanBatch.forks`: the kernels store a row once."""
-        return False
-
     def forward(self, rows: Rows[Row]) -> Tensor:
         """See `LeanBatch.forward`."""
         self._rows, self._calls_away, self.waited_s = rows, [], 0.0
@@ -139,6 +134,9 @@ class CudaBatch(LeanBatch):
             at = lengths.get(row.sequence, row.sequence.length)
             positions.append(at)
             lengths[row.sequence] = at + 1
+            for sequence in row.also:
+                assert lengths.get(sequence, sequence.length) == at
+                lengths[sequence] = at + 1
         for sequence, length in lengths.items():
             sequence.reserve(length - sequence.length)
         return lengths, positions
@@ -148,9 +146,17 @@ class CudaBatch(LeanBatch):
         spare = step.rows - len(rows)
         idle = self._card.blocks.idle  # type: ignore[attr-defined]  # of `DeviceBlocks`, which it is
         tables = np.full((step.rows, step.reach // BLOCK_TOKENS), idle, np.int32)
+        also: list[int] = []
+        also_from = np.zeros(step.rows + 1, np.int32)
         for at, (row, position) in enumerate(zip(rows, positions, strict=True)):
             used = position // BLOCK_TOKENS + 1
             tables[at, :used] = row.sequence.table[:used]
+            also.extend(int(sequence.table[used - 1]) for sequence in row.also)
+            also_from[at + 1 :] = len(also)
+        assert len(also) <= len(step.also)
+        if also:
+            step.also[: len(also)].copy_(torch.tensor(also, dtype=torch.int32))
+        step.also_from.copy_(torch.from_numpy(also_from))
         step.tables.copy_(torch.from_numpy(tables))
         step.tokens.copy_(torch.tensor([row.token for row in rows] + [0] * spare))
         step.positions.copy_(torch.tensor(positions + [0] * spare))

@@ -60,25 +60,31 @@ def linear_rows(
 
 @triton.jit
 def heads_to_cache(
-    qkv, q_norm, k_norm, cos, sin, positions, tables, keys, values, queries, eps,
+    qkv, q_norm, k_norm, cos, sin, positions, tables, also_from, also, keys, values, queries, eps,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, MAX_BLOCKS,
 ) -> None:  # fmt: skip
     """Norm and rotate a row's heads: keys and values go to their places in the cache, queries to ``[B, HEADS, D]``.
 
     ``cos`` and ``sin`` are ``[positions, D]``, ``tables`` is ``[B, MAX_BLOCKS]``. A block's keys of a layer are
-    ``[KV, BLOCK, D]``, and so are its values; from one block to the next are ``STRIDE`` numbers.
+    ``[KV, BLOCK, D]``, and so are its values; from one block to the next are ``STRIDE`` numbers. Forks that read the
+    row, too, have it in blocks of their own: ``also`` names them, from ``also_from[row]`` on, which is ``[B + 1]``.
     """
     row, head = tl.program_id(0), tl.program_id(1)
+    first, last = tl.load(also_from + row), tl.load(also_from + row + 1)
     half: tl.constexpr = D // 2
     at = tl.arange(0, D)
     base = qkv + (row * (HEADS + 2 * KV) + head) * D
     dtype = queries.dtype.element_ty
     position = tl.load(positions + row)
     block = tl.load(tables + row * MAX_BLOCKS + position // BLOCK)
-    within = block.to(tl.int64) * STRIDE + position % BLOCK * D
+    within = position % BLOCK * D
     if head >= HEADS + KV:
-        tl.store(values + within + (head - HEADS - KV) * BLOCK * D + at, tl.load(base + at))
+        place = values + within + (head - HEADS - KV) * BLOCK * D + at
+        value = tl.load(base + at)
+        tl.store(place + block.to(tl.int64) * STRIDE, value)
+        for fork in range(first, last):
+            tl.store(place + tl.load(also + fork).to(tl.int64) * STRIDE, value)
     else:
         other = tl.where(at < half, at + half, at - half)
         mine = tl.load(base + at).to(tl.float32)
@@ -97,7 +103,10 @@ def heads_to_cache(
         if head < HEADS:
             tl.store(queries + (row * HEADS + head) * D + at, result)
         else:
-            tl.store(keys + within + (head - HEADS) * BLOCK * D + at, result)
+            place = keys + within + (head - HEADS) * BLOCK * D + at
+            tl.store(place + block.to(tl.int64) * STRIDE, result)
+            for fork in range(first, last):
+                tl.store(place + tl.load(also + fork).to(tl.int64) * STRIDE, result)
 
 
 @triton.jit

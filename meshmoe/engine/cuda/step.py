@@ -45,6 +45,9 @@ FADING = 0.2
 ALL_HERE = 1 << 30
 """What ``lacking`` says when no layer lacks an expert."""
 
+ALSO_MAX = 32
+"""Forks a row, on average, that may read it, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -105,6 +108,8 @@ class DecodeStep:
 
         self.tokens, self.positions = room(rows, of=torch.int64), room(rows, of=torch.int32)
         self.tables = torch.full((rows, self._blocks), blocks.idle, dtype=torch.int32, device=device)
+        self.also_from = room(rows + 1, of=torch.int32)
+        self.also = room(rows * ALSO_MAX, of=torch.int32)
         self.local = room(rows, of=torch.int32)
         self.logits = room(rows, shape.vocabulary)
         self._x, self._last = room(rows, shape.hidden), room(rows, shape.hidden)
@@ -130,6 +135,8 @@ class DecodeStep:
 
     def run(self) -> Missing | None:
         """Read ``tokens`` at ``positions`` (``tables`` say where their sequences lie); gives ``logits``, ``[rows, V]``.
+
+        Row *r* is stored in the blocks ``also[also_from[r] : also_from[r + 1]]`` as well, for forks that read it, too.
 
         Returns:
             None when it is done; or the first layer that lacks an expert: then `resume`.
@@ -234,7 +241,7 @@ class DecodeStep:
         self._linear(normed, layer.qkv, self._qkv)
         heads_to_cache[(rows, heads + 2 * kv)](
             self._qkv, layer.q_norm, layer.k_norm, self._cos, self._sin, self.positions, self.tables,
-            keys, values, self._queries, shape.norm_eps,
+            self.also_from, self.also, keys, values, self._queries, shape.norm_eps,
             HEADS=heads, KV=kv, D=d, NORM=layer.q_norm is not None, BLOCK=BLOCK_TOKENS, STRIDE=self._pool.stride,
             MAX_BLOCKS=self._blocks, num_warps=1,
         )  # fmt: skip

@@ -66,7 +66,7 @@ def test_neither_placement_nor_drafts_change_a_token(dtype):
         whole_model, whole = card(dtype, 1.0)
         async with open_engine(whole_model, whole) as peer:
             alone = await texts(peer)
-            for share, mode in ((0.5, "off"), (0.5, "4"), (0.9, "auto")):
+            for share, mode in ((0.5, "off"), (0.5, "4"), (0.5, "auto"), (0.9, "auto")):
                 model, pool = card(dtype, share)
                 limits = EngineLimits(drafts=parse_draft_mode(mode))
                 async with open_engine(model, pool, Scattered([peer], 0.0005), limits) as engine:
