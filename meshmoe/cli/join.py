@@ -196,7 +196,7 @@ def join(  # noqa: D103 - the help text stands above
         model=model,
         capacity=capacity_of(flag, box),
         drafts=parse_draft_mode(drafts),
-        threads=threads or (box.threads if box is not None else None) or auto_threads(),
+        threads=threads or (box.threads if box is not None else None) or (auto_threads() if device == "cpu" else 1),
         kv_cache_bytes=parse_size(kv_cache) if kv_cache is not None else None,
         decode=decode,
         device=device,

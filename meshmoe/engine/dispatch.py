@@ -26,7 +26,7 @@ from meshmoe.core.errors import ExpertUnavailableError, PeerError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.job import Call, Job
-from meshmoe.engine.kernels.choice import compute, compute_together
+from meshmoe.engine.kernels.choice import compute, compute_together, on_card
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import LayerCall, RemoteExperts
 from meshmoe.engine.request import GenerationStats
@@ -189,7 +189,7 @@ def compute_rows(
     Returns:
         ``[sum of rows, H]``, the experts' outputs one after the other.
     """
-    if held and _is_little(held, rows):
+    if held and (on_card(held[0]) or _is_little(held, rows)):
         together = compute_together(experts.module, held, rows, hidden)
         if together is not None:
             return together

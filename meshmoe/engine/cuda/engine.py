@@ -19,6 +19,7 @@ from torch import Tensor
 
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.cuda.blocks import DeviceBlocks
+from meshmoe.engine.cuda.experts import warm_experts
 from meshmoe.engine.cuda.step import DecodeStep, Missing
 from meshmoe.engine.cuda.weights import DeviceWeights
 from meshmoe.engine.job import Job
@@ -65,6 +66,7 @@ class CudaEngine(LeanEngine):
         self.blocks = DeviceBlocks(weights, kv_bytes)
         self._spare: dict[tuple[int, int], list[DecodeStep]] = {}
         self._shown: ResidentSnapshot | None = None
+        warm_experts(weights.shape, weights.dtype, weights.device)
 
     def batch(self, job: Job) -> LeanBatch:
         """See `LeanEngine.batch`."""
@@ -142,7 +144,10 @@ class CudaBatch(LeanBatch):
         return lengths, positions
 
     def _fill(self, step: DecodeStep, rows: Rows[Row], positions: list[int]) -> None:
-        """Tell the card what to read; rows that fill up read the idle block."""
+        """Tell the card what to read; rows that fill up read the idle block.
+
+        Nothing here waits for the card: memory that is not pinned is copied before a copy returns.
+        """
         spare = step.rows - len(rows)
         idle = self._card.blocks.idle  # type: ignore[attr-defined]  # of `DeviceBlocks`, which it is
         tables = np.full((step.rows, step.reach // BLOCK_TOKENS), idle, np.int32)
@@ -155,22 +160,22 @@ class CudaBatch(LeanBatch):
             also_from[at + 1 :] = len(also)
         assert len(also) <= len(step.also)
         if also:
-            step.also[: len(also)].copy_(torch.tensor(also, dtype=torch.int32))
-        step.also_from.copy_(torch.from_numpy(also_from))
-        step.tables.copy_(torch.from_numpy(tables))
-        step.tokens.copy_(torch.tensor([row.token for row in rows] + [0] * spare))
-        step.positions.copy_(torch.tensor(positions + [0] * spare))
-        step.local.copy_(torch.tensor([row.local for row in rows] + [True] * spare))
+            step.also[: len(also)].copy_(torch.tensor(also, dtype=torch.int32), non_blocking=True)
+        step.also_from.copy_(torch.from_numpy(also_from), non_blocking=True)
+        step.tables.copy_(torch.from_numpy(tables), non_blocking=True)
+        step.tokens.copy_(torch.tensor([row.token for row in rows] + [0] * spare), non_blocking=True)
+        step.positions.copy_(torch.tensor(positions + [0] * spare), non_blocking=True)
+        step.local.copy_(torch.tensor([row.local for row in rows] + [True] * spare), non_blocking=True)
 
     def _fetch(self, missing: Missing) -> Tensor:
         """Have the mesh compute what a layer lacks; returns the outputs, on the card."""
         found_away = missing.experts.tolist(), missing.rows.tolist(), missing.places.tolist()
         pairs: list[Pair] = list(zip(*found_away, strict=True))
-        self._work.normed[: len(self._rows)] = missing.hidden[: len(self._rows)].cpu()
+        self._work.normed[: len(self._rows)] = missing.hidden_here[: len(self._rows)]
         self._receive(self._away.ask(self._rows, missing.layer, pairs))
         outputs = self._work.outputs.view(-1, self._model.plan.top_k, self._work.normed.shape[1])
         found = outputs[missing.rows, missing.places]
-        return found.to(missing.hidden.device, missing.hidden.dtype)
+        return found.to(missing.hidden.dtype).to(missing.hidden.device, non_blocking=True)
 
     def _count_activations(self, rows: Rows[Row]) -> None:
         counts = self._card.counts

@@ -14,6 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# A number of rows is not compiled in: each kernel would have versions for one row and for multiples of 16, which a node
+# would meet, and compile, in the middle of its work.
+
 SPLIT_TOKENS = 256
 """Positions that one program of attention reads; fixed, or bits would depend on the longest text of the batch."""
 
@@ -32,7 +35,7 @@ def norm_rows(x, weight, out, eps, hidden: tl.constexpr, BLOCK: tl.constexpr) ->
     tl.store(out + row * hidden + at, (normed * gain).to(dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear_rows(
     x, weight, residual, out, rows, width, inner: tl.constexpr, ADD: tl.constexpr, N: tl.constexpr, K: tl.constexpr
 ) -> None:
@@ -241,7 +244,7 @@ def _rows_of(held, pair, expert, rows, TOP_K: tl.constexpr, KS: tl.constexpr):
     return row, takes, pairs, leads
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def experts_up(
     x, experts, held, inner, rows, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr, KS: tl.constexpr,
     N: tl.constexpr, K: tl.constexpr,
@@ -281,7 +284,7 @@ def experts_up(
             tl.store(inner + pairs[:, None] * WIDTH + unit[None, :], result, mask=takes[:, None] & real[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def experts_down(
     inner, experts, held, outputs, rows, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr,
     KS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,

@@ -74,12 +74,14 @@ class Missing:
     Attributes:
         layer: Which.
         hidden: ``[B, H]``, the input of its experts, on the card.
+        hidden_here: The same on the host, until the step goes on.
         experts, rows, places: Of each lacking pair, on the host: the expert, the row, its place among the row's chosen.
         pairs: ``[n]`` int64 on the card: the same pairs as numbers of ``[B * k]``.
     """
 
     layer: int
     hidden: Tensor
+    hidden_here: Tensor
     experts: NDArray[np.int64]
     rows: NDArray[np.int64]
     places: NDArray[np.int64]
@@ -125,6 +127,10 @@ class DecodeStep:
         self._shares = room(layers, rows, k)
         self._inner, self._outputs = room(rows * k, shape.width), room(rows * k, shape.hidden)
         self._lacking = room(1, of=torch.int32)
+        # What the host looks at comes into memory that the card writes to by itself: one wait for all of it.
+        self._lacking_here = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+        self._routed_here = torch.zeros(2, rows, k, dtype=torch.int32, pin_memory=True)
+        self._normed_here = torch.zeros(rows, shape.hidden, dtype=dtype, pin_memory=True)
         where = weights.rotary.inv_freq.device
         at, like = torch.arange(reach, device=where).unsqueeze(0), torch.zeros(1, 1, 1, dtype=dtype, device=where)
         cos, sin = weights.rotary(like, position_ids=at)
@@ -167,24 +173,38 @@ class DecodeStep:
             if graph is None:
                 graph = self._graphs[at, end] = self._capture(at, end)
             graph.replay()
-            lacking = int(self._lacking.item())
+            if end < last:
+                self._report(end)  # most likely it is this one that lacks something
+            self._lacking_here.copy_(self._lacking, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+            lacking = int(self._lacking_here[0])
             seen = slice(at + 1, min(end, lacking, last - 1) + 1)
             lacked = np.arange(seen.start, seen.stop) == lacking
             self._misses[seen] += FADING * (lacked - self._misses[seen])
             if lacking != ALL_HERE:
                 if lacking < end:  # what came after it used its working memory
                     self._experts(lacking)
+                    self._report(lacking)
+                    torch.cuda.current_stream().synchronize()
                 return self._missing(lacking)
             at = end
         return None
 
+    def _report(self, layer: int) -> None:
+        """Have the card tell the host what a layer's router chose, and for which input."""
+        self._routed_here[0].copy_(self._chosen[layer], non_blocking=True)
+        self._routed_here[1].copy_(self._held[layer], non_blocking=True)
+        self._normed_here.copy_(self._normed[layer], non_blocking=True)
+
     def _missing(self, layer: int) -> Missing:
-        chosen, held = torch.stack([self._chosen[layer], self._held[layer]]).cpu().numpy().astype(np.int64)
+        chosen, held = self._routed_here.numpy().astype(np.int64)
         rows, places = np.nonzero((chosen >= 0) & (held < 0))
         experts = chosen[rows, places]
         order = np.argsort(experts, kind="stable")  # experts ascend, and the rows of each
-        pairs = torch.from_numpy(rows * self._weights.shape.top_k + places)[order].to(self._x.device)
-        return Missing(layer, self._normed[layer], experts[order], rows[order], places[order], pairs)
+        pairs = torch.from_numpy((rows * self._weights.shape.top_k + places)[order])
+        pairs = pairs.to(self._x.device, non_blocking=True)
+        hidden, here = self._normed[layer], self._normed_here
+        return Missing(layer, hidden, here, experts[order], rows[order], places[order], pairs)
 
     def _capture(self, begin: int, end: int) -> torch.cuda.CUDAGraph:
         outputs = self._outputs.clone()

@@ -63,7 +63,7 @@ def compute(module: nn.Module, weights: ExpertWeights, x: Tensor) -> Tensor:
     Returns:
         ``[n, H]``, in the same dtype.
     """
-    if weights and next(iter(weights.values())).is_cuda:
+    if weights and on_card(weights):
         from meshmoe.engine.cuda.experts import compute_there  # needs Triton, which comes with CUDA's torch
 
         return compute_there(weights, x)
@@ -86,11 +86,18 @@ def compute_together(
     Returns:
         ``[sum of rows, H]``, the outputs one after the other; None where this has to be done by `compute`.
     """
+    if on_card(held[0]):
+        from meshmoe.engine.cuda.experts import compute_together_there  # see `compute`
+
+        return compute_together_there(held, rows, hidden)
     if _compiled_together is None or hidden.dtype not in TAGS or not is_plain(module):
         return None
-    if next(iter(held[0].values())).is_cuda:
-        return None
     return _compiled_together(held, rows, hidden)
+
+
+def on_card(weights: ExpertWeights) -> bool:
+    """Whether an expert lies on a card."""
+    return next(iter(weights.values())).is_cuda
 
 
 def all_finite(values: Tensor) -> bool:

@@ -12,6 +12,9 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device on this machine", allow_module_level=True)
 
+from meshmoe.core.ids import ExpertId
+from meshmoe.engine.cuda.experts import compute_there, compute_together_there
+from meshmoe.engine.dispatch import compute_rows
 from meshmoe.engine.drafts.mode import parse_draft_mode
 from meshmoe.engine.engine import EngineLimits, open_engine
 from meshmoe.engine.model import load_moe_model
@@ -19,6 +22,12 @@ from meshmoe.engine.pool import ExpertPool
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.loading import load_expert
 from tests.engine.support import EDGE_12M, Scattered, complete, edge, edge_pool
+
+
+class NoJob:
+    def checkpoint(self):
+        pass
+
 
 CARD = torch.device("cuda")
 PROMPTS = ["The history of the", "def read(self):\n", "7 + 8 = 15\n9 + 8 =", "lantern, noun: a lamp with", "int main("]
@@ -73,3 +82,19 @@ def test_neither_placement_nor_drafts_change_a_token(dtype):
                     assert await texts(engine) == alone, (share, mode)
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_peers_call_has_the_bits_of_single_experts(dtype):
+    """However many experts a row names, also twice, and where the call is computed one expert after the other."""
+    model, pool = card(dtype, 1.0)
+    rng, experts = random.Random(3), model.layers[0]
+    hidden = torch.randn(40, model.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for count in (1, 3, 8, 12):
+        held = [pool.get(ExpertId(0, index)) for index in rng.sample(range(experts.n_experts), count)]
+        rows = [sorted([0, *rng.choices(range(40), k=rng.randrange(1, 50))]) for _ in held]
+        alone = torch.cat([compute_there(w, hidden[numbers]) for w, numbers in zip(held, rows, strict=True)])
+        together = compute_together_there(held, rows, hidden)
+        assert (together is None) == (count == 12)
+        assert together is None or torch.equal(together, alone)
+        assert torch.equal(compute_rows(NoJob(), experts, held, rows, hidden), alone)
