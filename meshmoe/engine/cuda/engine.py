@@ -144,38 +144,30 @@ class CudaBatch(LeanBatch):
         return lengths, positions
 
     def _fill(self, step: DecodeStep, rows: Rows[Row], positions: list[int]) -> None:
-        """Tell the card what to read; rows that fill up read the idle block.
-
-        Nothing here waits for the card: memory that is not pinned is copied before a copy returns.
-        """
-        spare = step.rows - len(rows)
-        idle = self._card.blocks.idle  # type: ignore[attr-defined]  # of `DeviceBlocks`, which it is
-        tables = np.full((step.rows, step.reach // BLOCK_TOKENS), idle, np.int32)
-        also: list[int] = []
-        also_from = np.zeros(step.rows + 1, np.int32)
-        for at, (row, position) in enumerate(zip(rows, positions, strict=True)):
+        """Tell the card what to read; rows that fill up read the idle block."""
+        tokens, at, local, tables, also_from, also = step.inputs.here
+        tokens[len(rows) :], at[len(rows) :], local[len(rows) :] = 0, 0, True
+        tables[:] = self._card.blocks.idle  # type: ignore[attr-defined]  # of `DeviceBlocks`, which it is
+        also_from[:] = 0
+        forks = 0
+        for number, (row, position) in enumerate(zip(rows, positions, strict=True)):
             used = position // BLOCK_TOKENS + 1
-            tables[at, :used] = row.sequence.table[:used]
-            also.extend(int(sequence.table[used - 1]) for sequence in row.also)
-            also_from[at + 1 :] = len(also)
-        assert len(also) <= len(step.also)
-        if also:
-            step.also[: len(also)].copy_(torch.tensor(also, dtype=torch.int32), non_blocking=True)
-        step.also_from.copy_(torch.from_numpy(also_from), non_blocking=True)
-        step.tables.copy_(torch.from_numpy(tables), non_blocking=True)
-        step.tokens.copy_(torch.tensor([row.token for row in rows] + [0] * spare), non_blocking=True)
-        step.positions.copy_(torch.tensor(positions + [0] * spare), non_blocking=True)
-        step.local.copy_(torch.tensor([row.local for row in rows] + [True] * spare), non_blocking=True)
+            tokens[number], at[number], local[number] = row.token, position, row.local
+            tables[number, :used] = row.sequence.table[:used]
+            for sequence in row.also:
+                also[forks] = sequence.table[used - 1]
+                forks += 1
+            also_from[number + 1 :] = forks
+        step.inputs.send()
 
     def _fetch(self, missing: Missing) -> Tensor:
-        """Have the mesh compute what a layer lacks; returns the outputs, on the card."""
+        """Have the mesh compute what a layer lacks; returns the outputs."""
         found_away = missing.experts.tolist(), missing.rows.tolist(), missing.places.tolist()
         pairs: list[Pair] = list(zip(*found_away, strict=True))
         self._work.normed[: len(self._rows)] = missing.hidden_here[: len(self._rows)]
         self._receive(self._away.ask(self._rows, missing.layer, pairs))
         outputs = self._work.outputs.view(-1, self._model.plan.top_k, self._work.normed.shape[1])
-        found = outputs[missing.rows, missing.places]
-        return found.to(missing.hidden.dtype).to(missing.hidden.device, non_blocking=True)
+        return outputs[missing.rows, missing.places]
 
     def _count_activations(self, rows: Rows[Row]) -> None:
         counts = self._card.counts

@@ -6,6 +6,7 @@ Where several processes share a card, each wait has the card change from one to 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -33,8 +34,12 @@ def compute_there(weights: ExpertWeights, x: Tensor) -> Tensor:
         ``[n, H]``, on the host.
     """
     device = weights["down_proj"].device
-    table, held = _addresses([weights], device), torch.zeros(len(x), 1, dtype=torch.int32, device=device)
-    return _compute(weights, table, held, x).cpu()
+    table = torch.tensor([[weights["gate_up_proj"].data_ptr(), weights["down_proj"].data_ptr()]], device=device)
+    held = torch.zeros(len(x), 1, dtype=torch.int32, device=device)
+    inner = torch.empty(len(x), weights["down_proj"].shape[1], dtype=x.dtype, device=device)
+    outputs = torch.empty(len(x), x.shape[1], dtype=x.dtype, device=device)
+    compute_pairs(table, x.to(device), held, inner, outputs)
+    return outputs.cpu()
 
 
 def compute_together_there(
@@ -51,24 +56,90 @@ def compute_together_there(
         ``[sum of rows, H]`` on the host, one expert's outputs after the other's; None where rows, or experts for one
         row, are so many that they are better computed one expert after the other.
     """
-    count = len(hidden)
+    count, answers = len(hidden), sum(map(len, rows))
+    if max(count, len(held)) > TOGETHER_ROWS_MAX or answers > TOGETHER_ROWS_MAX * PLACES[-1]:
+        return None
     named: list[list[int]] = [[] for _ in range(count)]
-    where = []
+    pairs = []
     for at, numbers in enumerate(rows):
         for row in numbers:
             if not named[row] or named[row][-1] != at:  # a peer may name a row twice
                 named[row].append(at)
-            where.append((row, len(named[row]) - 1))
+            pairs.append(row * PLACES[-1] + len(named[row]) - 1)
     most = max(map(len, named))
-    if count > TOGETHER_ROWS_MAX or most > PLACES[-1]:
+    if most > PLACES[-1]:
         return None
     places = next(size for size in PLACES if size >= most)
-    device = held[0]["down_proj"].device
-    chosen = torch.tensor([experts + [-1] * (places - len(experts)) for experts in named], dtype=torch.int32)
-    pairs = torch.tensor([row * places + place for row, place in where])
-    table = _addresses(held, device)
-    outputs = _compute(held[0], table, chosen.to(device, non_blocking=True), hidden)
-    return outputs[pairs.to(device, non_blocking=True)].cpu()
+    down = held[0]["down_proj"]
+    desk = _desks.of(down.device, hidden.dtype, hidden.shape[1], down.shape[1])
+    return desk.serve(held, named, places, pairs, hidden)
+
+
+class _Desk:
+    """Memory of a thread for calls: what goes to the card, and what comes back, in one piece each.
+
+    The host's side is pinned: copies from other memory wait for the card.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, hidden: int, width: int) -> None:
+        rows, pairs = TOGETHER_ROWS_MAX, TOGETHER_ROWS_MAX * PLACES[-1]
+        sizes = (rows * 16, pairs * 8, pairs * 4, rows * hidden * dtype.itemsize)
+        self._begins = [sum(sizes[:at]) for at in range(len(sizes) + 1)]
+        self._here = torch.empty(self._begins[-1], dtype=torch.uint8, pin_memory=True)
+        self._there = torch.empty(self._begins[-1], dtype=torch.uint8, device=device)
+        self._dtypes = (torch.int64, torch.int64, torch.int32, dtype)
+        self._inner = torch.empty(pairs, width, dtype=dtype, device=device)
+        self._outputs = torch.empty(pairs, hidden, dtype=dtype, device=device)
+        self._answers = torch.empty(pairs, hidden, dtype=dtype, device=device)
+        self._answers_here = torch.empty(pairs, hidden, dtype=dtype, pin_memory=True)
+
+    def serve(
+        self,
+        held: Sequence[ExpertWeights],
+        named: Sequence[Sequence[int]],
+        places: int,
+        pairs: Sequence[int],
+        hidden: Tensor,
+    ) -> Tensor:
+        """See `compute_together_there`; a pair is a row times the most places, plus the place."""
+        addresses = [(weights["gate_up_proj"].data_ptr(), weights["down_proj"].data_ptr()) for weights in held]
+        chosen = [[*experts, *[-1] * (places - len(experts))] for experts in named]
+        most = PLACES[-1]
+        where = [pair // most * places + pair % most for pair in pairs]
+        parts = (torch.tensor(addresses), torch.tensor(where), torch.tensor(chosen, dtype=torch.int32), hidden)
+        table, numbers, taking, x = (self._stage(at, part) for at, part in enumerate(parts))
+        used = taking.numel()
+        compute_pairs(table, x, taking, self._inner[:used], self._outputs[:used])
+        answers, here = self._answers[: len(pairs)], self._answers_here[: len(pairs)]
+        torch.index_select(self._outputs[:used], 0, numbers, out=answers)
+        here.copy_(answers, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return here.clone()
+
+    def _stage(self, at: int, part: Tensor) -> Tensor:
+        """Send a part on its way; returns it on the card."""
+        begin, dtype = self._begins[at], self._dtypes[at]
+        span = slice(begin, begin + part.nbytes)
+        here, there = self._here[span].view(dtype).view(part.shape), self._there[span].view(dtype).view(part.shape)
+        here.copy_(part)
+        return there.copy_(here, non_blocking=True)
+
+
+class _Desks(threading.local):
+    """Those of the thread that looks."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[torch.device, torch.dtype, int, int], _Desk] = {}
+
+    def of(self, device: torch.device, dtype: torch.dtype, hidden: int, width: int) -> _Desk:
+        key = device, dtype, hidden, width
+        desk = self._known.get(key)
+        if desk is None:
+            desk = self._known[key] = _Desk(*key)
+        return desk
+
+
+_desks = _Desks()
 
 
 def warm_experts(shape: DeviceShape, dtype: torch.dtype, device: torch.device) -> None:
@@ -79,18 +150,3 @@ def warm_experts(shape: DeviceShape, dtype: torch.dtype, device: torch.device) -
         inner = torch.empty(places, shape.width, dtype=dtype, device=device)
         outputs = torch.empty(places, shape.hidden, dtype=dtype, device=device)
         compute_pairs(table, torch.zeros(1, shape.hidden, dtype=dtype, device=device), nothing, inner, outputs)
-
-
-def _addresses(held: Sequence[ExpertWeights], device: torch.device) -> Tensor:
-    """``[experts, 2]``: where their matrices lie."""
-    table = torch.tensor([[weights["gate_up_proj"].data_ptr(), weights["down_proj"].data_ptr()] for weights in held])
-    return table.to(device, non_blocking=True)
-
-
-def _compute(like: ExpertWeights, table: Tensor, held: Tensor, x: Tensor) -> Tensor:
-    """``[rows * places, H]`` on the card; see `compute_pairs`. What no expert is named for is left as it is."""
-    pairs = held.numel()
-    inner = torch.empty(pairs, like["down_proj"].shape[1], dtype=x.dtype, device=table.device)
-    outputs = torch.empty(pairs, x.shape[1], dtype=x.dtype, device=table.device)
-    compute_pairs(table, x.to(table.device, non_blocking=True), held, inner, outputs)
-    return outputs

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meshmoe.engine.cuda.blocks import DeviceBlocks
+from meshmoe.engine.cuda.inputs import StepInputs
 from meshmoe.engine.cuda.kernels import (
     SPLIT_TOKENS,
     attend_join,
@@ -44,9 +45,6 @@ FADING = 0.2
 
 ALL_HERE = 1 << 30
 """What ``lacking`` says when no layer lacks an expert."""
-
-ALSO_MAX = 32
-"""Forks a row, on average, that may read it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class Missing:
         hidden: ``[B, H]``, the input of its experts, on the card.
         hidden_here: The same on the host, until the step goes on.
         experts, rows, places: Of each lacking pair, on the host: the expert, the row, its place among the row's chosen.
-        pairs: ``[n]`` int64 on the card: the same pairs as numbers of ``[B * k]``.
+        pairs: ``[n]`` int64 on the host: the same pairs as numbers of ``[B * k]``.
     """
 
     layer: int
@@ -108,11 +106,10 @@ class DecodeStep:
         def room(*size: int, of: torch.dtype = dtype) -> Tensor:
             return torch.zeros(size, dtype=of, device=device)
 
-        self.tokens, self.positions = room(rows, of=torch.int64), room(rows, of=torch.int32)
-        self.tables = torch.full((rows, self._blocks), blocks.idle, dtype=torch.int32, device=device)
-        self.also_from = room(rows + 1, of=torch.int32)
-        self.also = room(rows * ALSO_MAX, of=torch.int32)
-        self.local = room(rows, of=torch.int32)
+        self.inputs = StepInputs(rows, self._blocks, device)
+        self.tokens, self.positions, self.local = self.inputs.tokens, self.inputs.positions, self.inputs.local
+        self.tables, self.also_from, self.also = self.inputs.tables, self.inputs.also_from, self.inputs.also
+        self.tables.fill_(blocks.idle)
         self.logits = room(rows, shape.vocabulary)
         self._x, self._last = room(rows, shape.hidden), room(rows, shape.hidden)
         self._normed, self._kept = room(layers, rows, shape.hidden), room(layers, rows, shape.hidden)
@@ -128,6 +125,9 @@ class DecodeStep:
         self._inner, self._outputs = room(rows * k, shape.width), room(rows * k, shape.hidden)
         self._lacking = room(1, of=torch.int32)
         # What the host looks at comes into memory that the card writes to by itself: one wait for all of it.
+        self._found, self._pairs = room(rows * k, shape.hidden), room(rows * k, of=torch.int64)
+        self._found_here = torch.zeros(rows * k, shape.hidden, dtype=dtype, pin_memory=True)
+        self._pairs_here = torch.zeros(rows * k, dtype=torch.int64, pin_memory=True)
         self._lacking_here = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         self._routed_here = torch.zeros(2, rows, k, dtype=torch.int32, pin_memory=True)
         self._normed_here = torch.zeros(rows, shape.hidden, dtype=dtype, pin_memory=True)
@@ -154,9 +154,14 @@ class DecodeStep:
 
         Args:
             missing: What `run` or `resume` returned.
-            outputs: ``[n, H]`` on the card, of the pairs in ``missing.pairs``.
+            outputs: ``[n, H]``, of the pairs in ``missing.pairs``.
         """
-        self._outputs.index_copy_(0, missing.pairs, outputs)
+        found, pairs = self._found[: len(outputs)], self._pairs[: len(outputs)]
+        self._found_here[: len(outputs)] = outputs
+        self._pairs_here[: len(outputs)] = missing.pairs
+        found.copy_(self._found_here[: len(outputs)], non_blocking=True)
+        pairs.copy_(self._pairs_here[: len(outputs)], non_blocking=True)
+        self._outputs.index_copy_(0, pairs, found)
         return self._go(missing.layer)
 
     @property
@@ -202,7 +207,6 @@ class DecodeStep:
         experts = chosen[rows, places]
         order = np.argsort(experts, kind="stable")  # experts ascend, and the rows of each
         pairs = torch.from_numpy((rows * self._weights.shape.top_k + places)[order])
-        pairs = pairs.to(self._x.device, non_blocking=True)
         hidden, here = self._normed[layer], self._normed_here
         return Missing(layer, hidden, here, experts[order], rows[order], places[order], pairs)
 
