@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.forked import run
+from tests.forked import Forked, run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "org/tiny-moe"
@@ -182,6 +182,12 @@ def arguments(target: Path, name: str = REPO, *options: str) -> list[str]:
 def command(target: Path, name: str = REPO, *options: str) -> list[str]:
     """For tests that end the process before it has done its work."""
     return [sys.executable, "-m", "meshmoe.cli.main", *arguments(target, name, *options)]
+
+
+def fetching(hub: Hub, target: Path, name: str = REPO, *options: str) -> Forked:
+    """The same, without importing everything again."""
+    said = target.parent / "said"
+    return Forked(arguments(target, name, *options), environment(hub, target), [said, said])
 
 
 def fetch(hub: Hub, target: Path, name: str = REPO, *options: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.tiny import make_tiny_checkpoint
-from tests.model.hub_support import Hub, command, environment, fetch, open_hub
+from tests.model.hub_support import Hub, fetch, fetching, open_hub
 
 LARGE = "vocab.txt"
 
@@ -55,10 +55,10 @@ def test_fetches_what_a_node_uses_and_nothing_else(hub: Hub, tmp_path: Path) -> 
 def test_goes_on_where_it_was_killed(hub: Hub, tmp_path: Path) -> None:
     target = tmp_path / "model"
     hub.stall_after_bytes = 11 << 20
-    process = subprocess.Popen(command(target), env=environment(hub, target), stderr=subprocess.DEVNULL)
+    process = fetching(hub, target)
     assert hub.stalled.wait(100)
     time.sleep(0.5)  # for what was sent to arrive on its disk
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     hub.stall_after_bytes = None
     hub.released.set()

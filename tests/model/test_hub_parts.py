@@ -18,7 +18,7 @@ from meshmoe.model.store import PartialStore
 from meshmoe.model.tensor_files import TensorFiles
 from meshmoe.model.tiny import make_tiny_checkpoint
 from tests.forked import run
-from tests.model.hub_support import COMMIT, REPO, Hub, command, environment, fetch, open_hub
+from tests.model.hub_support import COMMIT, REPO, Hub, command, environment, fetch, fetching, open_hub
 
 HALF = ("--part", "1/2")
 OTHER_HALF = ("--part", "2/2")
@@ -109,13 +109,13 @@ def test_capacity_profile_and_trunk_only_say_how_much(hub: Hub, tmp_path: Path, 
 def test_goes_on_where_it_was_killed(hub: Hub, tmp_path: Path) -> None:
     target = tmp_path / "model"
     hub.stall_after_bytes = 20_000  # longer than an expert's matrix, shorter than the embeddings
-    process = subprocess.Popen(command(target, REPO, *HALF), env=environment(hub, target), stderr=subprocess.DEVNULL)
+    process = fetching(hub, target, REPO, *HALF)
     assert hub.stalled.wait(100)
     digests = target / f".hub-{COMMIT[:16]}" / "digests"
     deadline = time.monotonic() + 60
     while digests.read_text().count("\n") < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     passed = digests.read_text().splitlines()
     assert len(passed) >= 4
