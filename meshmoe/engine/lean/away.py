@@ -69,15 +69,16 @@ class Asked(NamedTuple):
         Returns:
             Each request, and how many expert calls were made for it.
         """
-        by_request: dict[int, tuple[Row, int]] = {}
         shares: dict[int, int] = {}
+        row_of: dict[int, Row] = {}
         for _, number, _ in self.missing:
-            shares[number] = shares.get(number, 0) + 1
-        for number, share in sorted(shares.items()):
             row = self.batch[number]
-            by_request[id(row.stats)] = (row, by_request.get(id(row.stats), (row, 0))[1] + share)
+            request = id(row.stats)
+            row_of[request] = row
+            shares[request] = shares.get(request, 0) + 1
         found: list[tuple[GenerationStats, int]] = []
-        for row, share in by_request.values():
+        for request, share in shares.items():
+            row = row_of[request]
             stats = row.stats
             found.append((stats, share))
             stats.remote_wait_s += waited_s
