@@ -1,4 +1,4 @@
-"""One expert's kernels, in bytes of weights a second beside the read bandwidth of the same minute."""
+"""Experts' kernels, in bytes of weights a second beside the read bandwidth of the same minute."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Callable
 from time import perf_counter
 
 import msgspec
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from meshmoe.bench_engine.bandwidth import readers
 from meshmoe.bench_engine.turns import Progress, in_turns
-from meshmoe.engine.kernels.expert import compute_rows
+from meshmoe.engine.kernels.primitives import TAGS
+from meshmoe.engine.lean.step import compute_resident
+from meshmoe.engine.lean.tables import Layer, Place, Shape
 from meshmoe.model.experts_modules import ExpertWeights
 from meshmoe.model.tensors import DTYPE_CODES, TensorSpec, aligned_views
 
@@ -21,6 +24,9 @@ SHAPES = ((256, 48), (1024, 512), (2048, 768))
 
 ROWS = (1, 2, 4, 8, 32)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+TOGETHER = 8
+"""Experts that the compiled kernel computes in one call."""
 
 
 class KernelFigure(msgspec.Struct, frozen=True):
@@ -31,7 +37,8 @@ class KernelFigure(msgspec.Struct, frozen=True):
         width: Of the expert.
         dtype: Of the weights.
         rows: Computed at once.
-        compiled: Bytes of weights a second, by the compiled kernel.
+        compiled: Bytes of weights a second, by the compiled kernel, `TOGETHER` experts a call as a layer of a step
+            calls them.
         torch: The same, by ``F.linear`` twice with SiLU between.
         read: Read bandwidth in the same turns, bytes a second.
     """
@@ -64,8 +71,7 @@ def measure_kernels(
             for rows in ROWS if dtype is torch.bfloat16 else (1,):
                 progress(f"{hidden} x {width}, {dtype}, {rows} rows")
                 x = torch.randn(rows, hidden).to(dtype)
-                compiled, other = _measured(pool, x, compute_rows), _measured(pool, x, _by_torch)
-                found = in_turns({"torch": other, **read, "compiled": compiled}, turns)
+                found = in_turns({"torch": _torch(pool, x), **read, "compiled": _compiled(pool, x)}, turns)
                 best = max(found[name] for name in read)
                 name = str(dtype).removeprefix("torch.")
                 figures.append(KernelFigure(hidden, width, name, rows, found["compiled"], found["torch"], best))
@@ -88,27 +94,53 @@ def kernel_table(figures: list[KernelFigure]) -> str:
 def _pool(hidden: int, width: int, dtype: torch.dtype, pool_bytes: int) -> list[ExpertWeights]:
     size = 3 * hidden * width * dtype.itemsize
     code, pool = DTYPE_CODES[dtype], []
-    for _ in range(max(2, pool_bytes // size)):
+    for _ in range(max(1, pool_bytes // size // TOGETHER) * TOGETHER):
         # In memory as the product has it.
         gate_up, down = aligned_views([TensorSpec(code, (2 * width, hidden)), TensorSpec(code, (hidden, width))])
         pool.append({"gate_up_proj": gate_up.normal_(std=hidden**-0.5), "down_proj": down.normal_(std=width**-0.5)})
     return pool
 
 
-def _measured(
-    pool: list[ExpertWeights], x: Tensor, compute: Callable[[ExpertWeights, Tensor], Tensor]
-) -> Callable[[], float]:
-    size = len(pool) * sum(tensor.nbytes for tensor in pool[0].values())
+def _compiled(pool: list[ExpertWeights], x: Tensor) -> Callable[[], float]:
+    """The compiled step's part that computes a layer's experts; every one of them gets all rows."""
+    rows, hidden = x.shape
+    width = pool[0]["down_proj"].shape[1]
+    addresses = np.array([[w["gate_up_proj"].data_ptr(), w["down_proj"].data_ptr()] for w in pool], np.int64)
+    chosen, tag = np.tile(np.arange(TOGETHER), (rows, 1)), TAGS[x.dtype]
+    sorting = np.zeros(TOGETHER + 1 + rows * TOGETHER, np.int64)
+    shape, layer, places = (np.zeros(len(table), np.int64) for table in (Shape, Layer, Place))
+    shape[Shape.HIDDEN], layer[Layer.TOP_K], layer[Layer.WIDTH] = hidden, TOGETHER, width
+    memory = {
+        Place.NORMED: x,
+        Place.OUTPUTS: torch.zeros(rows, TOGETHER, hidden),
+        Place.INNER: torch.zeros(rows, 3 * width),
+        Place.GATHERED: torch.zeros_like(x),
+        Place.COMPUTED: torch.zeros(rows, hidden),
+    }
+    for place, tensor in memory.items():
+        places[place] = tensor.data_ptr()
+    groups = [addresses[begin : begin + TOGETHER] for begin in range(0, len(pool), TOGETHER)]
 
     def measure() -> float:
+        assert memory  # must outlive every call
         began = perf_counter()
-        for weights in pool:
-            compute(weights, x)
-        return size / (perf_counter() - began)
+        for experts in groups:
+            compute_resident(tag, shape, layer, places, experts, chosen, sorting, rows, 0, TOGETHER)
+        return _size(pool) / (perf_counter() - began)
 
     return measure
 
 
-def _by_torch(weights: ExpertWeights, x: Tensor) -> Tensor:
-    gate, up = functional.linear(x, weights["gate_up_proj"]).chunk(2, dim=-1)
-    return functional.linear(functional.silu(gate) * up, weights["down_proj"])
+def _torch(pool: list[ExpertWeights], x: Tensor) -> Callable[[], float]:
+    def measure() -> float:
+        began = perf_counter()
+        for weights in pool:
+            gate, up = functional.linear(x, weights["gate_up_proj"]).chunk(2, dim=-1)
+            functional.linear(functional.silu(gate) * up, weights["down_proj"])
+        return _size(pool) / (perf_counter() - began)
+
+    return measure
+
+
+def _size(pool: list[ExpertWeights]) -> int:
+    return len(pool) * sum(tensor.nbytes for tensor in pool[0].values())

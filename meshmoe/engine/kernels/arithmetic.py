@@ -12,6 +12,7 @@ from meshmoe.engine.kernels.dots import (
     dots_2x2,
     dots_2x4,
     dots_column1,
+    dots_column1_short,
     dots_column2,
     dots_column3,
     dots_column4,
@@ -39,6 +40,7 @@ TILE_ROWS = 4 if LONG_VECTORS else 2
 
 _BLOCK_BYTES_MIN, _BLOCK_BYTES_MAX = 8 << 10, 16 << 10
 _NEAR_BYTES = 32 << 10  # of activations, that stay in the nearest cache beside two blocks of weights
+_SHORT_BYTES = 1024
 _LINE_BYTES = 64
 _HALF, _ONE = np.float32(0.5), np.float32(1.0)
 
@@ -135,7 +137,9 @@ def columns(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int, y_strid
     size, j = size_of(tag) * k, 0
     while j + COLUMN <= n:
         at_w, at_y = w + j * size, y + 4 * j
-        if rows == 1:
+        if rows == 1 and size < _SHORT_BYTES:
+            dots_column1_short(tag, at_w, k, x, k, at_y, y_stride, k)
+        elif rows == 1:
             dots_column1(tag, at_w, k, x, k, at_y, y_stride, k)
         elif rows == 2:
             dots_column2(tag, at_w, k, x, k, at_y, y_stride, k)
