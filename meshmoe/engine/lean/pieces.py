@@ -20,6 +20,10 @@ ROWS_FIRST_ALONE = 64
 WEIGHT = 0.25
 """Of the last piece in the mean, if it was as long as it might have been."""
 
+STALL = 4.0
+"""A piece that takes so many times what was expected counts as no more: one stall of the box, or what a card prepares
+for a first piece of its size, says little about the next."""
+
 
 class PieceRows:
     """One scheduler's measure; belongs to the compute thread."""
@@ -54,6 +58,7 @@ class PieceRows:
         row_s = max(seconds, 1e-9) / rows
         before = self._row_s.get(beside)
         if before is not None:
-            self._row_s[beside] = before + WEIGHT * min(1.0, rows / allowed) * (row_s - before)
+            change = min(row_s, STALL * before) - before
+            self._row_s[beside] = before + WEIGHT * min(1.0, rows / allowed) * change
         elif 2 * rows >= allowed:
             self._row_s[beside] = row_s

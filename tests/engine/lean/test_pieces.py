@@ -54,6 +54,16 @@ def test_a_prompts_short_end_says_little_of_whole_pieces():
     assert first.within(0.1, False) == ROWS_FIRST_ALONE
 
 
+def test_one_stall_does_not_make_pieces_short_and_slowness_that_lasts_does():
+    pieces, cost = PieceRows(), lambda rows, _: 1e-3 * (1 + 0.1 * rows)
+    read(pieces, cost, 4e-3, True, 2000)
+    before = pieces.within(4e-3, True)
+    pieces.took(before, before, 5.0, True)
+    assert pieces.within(4e-3, True) > 0.5 * before
+    took = read(pieces, lambda rows, _: 2 * cost(rows, 0), 4e-3, True, 1000)
+    assert took[0] > 1.05 * 4e-3 >= max(took[12:])
+
+
 def test_short_pieces_beside_writers_and_long_ones_alone_are_measured_apart():
     pieces = PieceRows()
     cost = lambda rows, _: 1e-3 * (2 + 0.05 * rows)  # noqa: E731
