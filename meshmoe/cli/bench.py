@@ -87,7 +87,10 @@ def bound(trace: str) -> None:
 @click.option("--sweep", is_flag=True, help="Other links, more servers, recorded tasks, instead of the paper's own.")
 def paper(requests: int, as_json: bool, sweep: bool) -> None:
     """Simulate the setting of DanceMoE's experiment, as far as it is known."""
-    outcomes = list(run_sweep(requests) if sweep else run_paper(requests))
+    outcomes = []
+    for one in run_sweep(requests) if sweep else run_paper(requests):
+        outcomes.append(one)
+        click.echo(f"{one.model} {one.servers} {one.mbit_per_s} {one.arrival_s:g} {one.policy}", err=True)
     if as_json:
         sys.stdout.write(msgspec.json.encode(outcomes).decode() + "\n")
     else:

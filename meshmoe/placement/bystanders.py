@@ -27,7 +27,14 @@ Marks = tuple[tuple[Mask, Mask], tuple[Mask, Mask]]
 """For each end, what each lot adds and drops: ``[lots, experts]``."""
 
 
-def they_pay(outlook: Outlook, ends: tuple[int, int], layers: Ints, marks: Marks, known: Mapping[int, Table]) -> Floats:
+def they_pay(
+    outlook: Outlook,
+    ends: tuple[int, int],
+    layers: Ints,
+    marks: Marks,
+    known: Mapping[int, Table],
+    by_place: tuple[Ints, Ints],
+) -> Floats:
     """Seconds a second that some nodes pay more with each lot: negative where they gain.
 
     Args:
@@ -36,12 +43,13 @@ def they_pay(outlook: Outlook, ends: tuple[int, int], layers: Ints, marks: Marks
         layers: Of each lot.
         marks: Of each end.
         known: Whose payments count, bystanders' or an end's, with their demand.
+        by_place: Of the outlook's holders (`who_holds`).
     """
     total: Floats = np.zeros(len(layers))
     (adds, drops), (gets, gives) = marks
     lot, changed = np.nonzero(adds | drops | gets | gives)
     first_change = np.searchsorted(lot, np.arange(len(layers) + 1))
-    first_holder, holder = _who_holds(outlook.holders)
+    first_holder, holder = by_place
     for node, table in known.items():
         time_s = outlook.time_s[node]
         wire_s = 2 * outlook.shape.row_bytes * outlook.byte_s[node]
@@ -74,7 +82,7 @@ def they_pay(outlook: Outlook, ends: tuple[int, int], layers: Ints, marks: Marks
 
 
 @compiled
-def _who_holds(holders: Mask) -> tuple[Ints, Ints]:
+def who_holds(holders: Mask) -> tuple[Ints, Ints]:
     """The holders of each place, one place after the other, and where each one's begin."""
     nodes, layers, experts = holders.shape
     first = np.zeros(layers * experts + 1, np.int64)
@@ -130,7 +138,7 @@ def _pay(
         adds, drops, gets, gives: ``[lots, experts]``, what one and two add and drop.
         first_change, changed: Experts that any of these names, lot by lot, and where each lot's begin.
         holders: ``[nodes, layers, experts]``.
-        first_holder, holder: The same by place (`_who_holds`).
+        first_holder, holder: The same by place (`who_holds`).
         who: The node, one, and two.
         time_s, call_s, wire_s, row_s: Until a row is back; without the bytes' time; that; of each further row.
     """

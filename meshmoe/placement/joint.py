@@ -77,6 +77,12 @@ class Caller(NamedTuple):
     ways: Ways
     here: Mask | None = None
 
+    @property
+    def cares(self) -> bool:
+        """Whether it makes a difference to this bystander what the ends hold."""
+        away = slice(None) if self.here is None else ~self.here
+        return any(bool((values[1:, away] != values[0, away]).any()) for values in self.ways)
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -123,7 +129,7 @@ def best_division(
     sizes, (layers, experts) = shape.expert_bytes, shape.expert_bytes.shape
     rng = np.random.default_rng(seed)
     callers = [_laid_out(seat.caller, shape, 1 << end) for end, seat in enumerate(seats)]
-    callers += [one for one in (_laid_out(caller, shape, 0) for caller in bystanders) if one.cares.any()]
+    callers += [_laid_out(caller, shape, 0) for caller in bystanders]
     steps = np.cumsum([0, *(len(one.rates) for one in callers)])
     slots = np.cumsum([0, *(len(one.place) for one in callers)])
     place, local_s, cares, own, busy_s, rates, wide = (

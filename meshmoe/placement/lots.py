@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from zlib import crc32
 
 import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, Lot
-from meshmoe.placement.bystanders import marks_of, mask_of, they_pay
+from meshmoe.placement.bystanders import marks_of, mask_of, they_pay, who_holds
 from meshmoe.placement.compiled import compiled
 from meshmoe.placement.cost import Branches
 from meshmoe.placement.joint import Caller, Seat, Ways, best_division
@@ -37,13 +38,13 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 NOBODY_KNOWN: Mapping[int, Table] = MappingProxyType({})
 
 WORK = 400_000
-"""Of the search for a division, in turns times experts; but at least 100 turns, and `TURNS_MAX` at most."""
+"""Of the search for a division, in turns times experts times those who care; within these bounds."""
 
-TURNS_MAX, RESTARTS = 600, 6
+TURNS_MIN, TURNS_MAX, RESTARTS = 80, 600, 6
 """Where the model is so small that there is time for all turns, everything is given out anew so often besides."""
 
-BYSTANDER_SLOTS = 1365
-"""Of a bystander's demand that guides the search (prices are by all that is known): six are a sketch's together."""
+BYSTANDER_SLOTS = 1024
+"""Of a bystander's demand that guides the search; prices are by all that is known."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _others_lose(
 
 @dataclass(frozen=True)
 class Side:
-    """One end of a bargain.
+    """One end of a bargain; to be left before the plan changes.
 
     Attributes:
         outlook: What it believes.
@@ -219,6 +220,10 @@ class Side:
         """Take a seat."""
         pricer = Pricer(outlook.shape, table, outlook.branches(me, other))
         return cls(outlook, me, other, table, pricer, move_s)
+
+    @cached_property
+    def _who_holds(self) -> tuple[Ints, Ints]:
+        return who_holds(self.outlook.holders)
 
     def propose(self) -> list[Lot]:
         """Lots of all layers, of the proposer, which is *one*."""
@@ -263,11 +268,13 @@ class Side:
                 (self.other, self.me, partner, room_bytes[1]),
             )
         ]
-        turns = min(TURNS_MAX, max(100, WORK // (2 * shape.layers * shape.experts)))
+        bystanders = [outlook.caller(node, ends, one) for node, one in known.items() if node not in ends]
+        bystanders = [one for one in bystanders if one.cares]
+        work = WORK // ((2 + len(bystanders)) * shape.layers * shape.experts)
+        turns = min(TURNS_MAX, max(TURNS_MIN, work))
         restarts = RESTARTS if turns == TURNS_MAX else 0
         # Of the same plans the search is the same: asked again about the same demand, it finds nothing more.
         seed = crc32(outlook.holders[[self.me, self.other]].tobytes())
-        bystanders = [outlook.caller(node, ends, one) for node, one in known.items() if node not in ends]
         found = best_division((seats[0], seats[1]), shape, pair, turns, seed, bystanders, restarts)
         return [lot for layer in range(shape.layers) for lot in self._towards(layer, found[0][layer], found[1][layer])]
 
@@ -332,7 +339,7 @@ class Side:
         ):
             gains -= (regret[layers] * gone).sum(axis=1)
         marks = (adds, drops), marks_of(lots, outlook.shape.experts, proposer=not proposer)
-        gains -= they_pay(outlook, (self.me, self.other), layers, marks, speaks_for)
+        gains -= they_pay(outlook, (self.me, self.other), layers, marks, speaks_for, self._who_holds)
         prices: list[int] = np.floor(gains * PRICE_SCALE).astype(np.int64).tolist()
         return prices
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshmoe.placement.bargain import Lot
-from meshmoe.placement.bystanders import marks_of, they_pay
+from meshmoe.placement.bystanders import marks_of, they_pay, who_holds
 from meshmoe.placement.cost import mesh_cost, node_cost
 from meshmoe.placement.lots import apply
 from meshmoe.placement.policies import Negotiated
@@ -37,7 +37,7 @@ def test_it_is_the_rise_of_each_ones_costs(seed):
     layers = np.array([lot.layer for lot in lots])
     marks = [marks_of(lots, world.shape.experts, proposer=proposer) for proposer in (True, False)]
     for node in range(4):
-        pay = they_pay(outlook, (one, two), layers, (marks[0], marks[1]), {node: tables[node]})
+        pay = they_pay(outlook, (one, two), layers, (marks[0], marks[1]), {node: tables[node]}, who_holds(holders))
         for lot, more_s in zip(lots, pay, strict=True):
             after, owner_after = holders.copy(), owner.copy()
             apply([lot], one, two, after, owner_after)
