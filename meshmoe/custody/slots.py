@@ -5,8 +5,10 @@ many guardians as capacity allows; custody wants no more than `CustodyConfig.slo
 
 Once nodes have agreed by exchange who should hold what, that comes first: the planned holders are the guardians, the
 owner before the copies, and rendezvous hashing gives second guardians in the room that the plans leave. So copies for
-speed and copies for safety are the same ones as far as they can be. Plans may be old, or differ between views: that
-costs a needless claim or a slot that is filled late, as a wrong view of capacities would.
+speed and copies for safety are the same ones as far as they can be. Planned copies beyond the slots take room, too, or
+second guardians of other experts would keep them out for ever; only an expert's first guardian goes before them. Plans
+may be old, or differ between views: that costs a needless claim or a slot that is filled late, as a wrong view of
+capacities would.
 """
 
 from __future__ import annotations
@@ -103,7 +105,11 @@ def planned_slots(
                     guardians[expert].append(node)
                     room[node] -= expert_bytes[expert]
 
-    for count in range(1, slots + 1):
+    fill(experts, 1)
+    for expert, size in expert_bytes.items():
+        for node in [node for node in planned.get(expert, ()) if node in room][slots:]:
+            room[node] -= size
+    for count in range(2, slots + 1):
         fill(experts, count)
     for node, capacity in capacity_bytes.items():
         room[node] += min(capacity, place_bytes) if capacity < total_bytes else 0

@@ -117,6 +117,15 @@ def test_planned_holders_are_guardians_and_what_room_is_left_gets_second_ones():
     assert len(tight.guardians[E2]) == 1, "but not where an expert has no place else"
 
 
+def test_planned_copies_beyond_the_slots_take_room_before_second_guardians_but_not_before_first_ones():
+    """Second guardians of others kept every third copy out: plans were never carried out to the end."""
+    capacities = dict.fromkeys((A, B, C), 3 * SIZE)  # of which one place stays free
+    plan = planned_slots(experts(4), capacities, 2, {E0: (A, B, C), E1: (A,), E2: (B,), E3: (C,)})
+    assert dict(plan.guardians) == {E0: (A, B), E1: (A,), E2: (B,), E3: (C,)}
+    plan = planned_slots(experts(4), capacities, 2, {E0: (A, B, C), E1: (A, C), E2: (B,)})
+    assert plan.guardians[E3] == (C,), "nobody else has room for it"
+
+
 def test_planned_holders_that_are_gone_are_replaced():
     plan = planned_slots(experts(2), {A: 3 * SIZE, B: 3 * SIZE}, 1, {E0: (C,), E1: (C, B)})
     assert plan.guardians[E1] == (B,) and plan.guardians[E0][0] in (A, B)
@@ -142,6 +151,8 @@ def test_guardians_are_distinct_and_fit(slots, data):
     for node in nodes:
         held = sum(node in named for named in plan.guardians.values())
         assert held * SIZE <= capacities[node]
+        second = sum(node in named[1:] and node not in agreed[expert] for expert, named in plan.guardians.items())
+        assert not second or (second + sum(node in holders for holders in agreed.values())) * SIZE <= capacities[node]
     if sum(capacities.values()) // SIZE >= count and max(capacities.values()) >= count * SIZE + 3 * SIZE:
         assert set(plan.guardians) == set(experts(count))
 
