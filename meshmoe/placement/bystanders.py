@@ -21,7 +21,7 @@ from meshmoe.placement.table import Mask, Table
 from meshmoe.placement.trace import Floats, Ints
 
 if TYPE_CHECKING:
-    from meshmoe.placement.lots import Outlook
+    from meshmoe.placement.outlook import Outlook
 
 Marks = tuple[tuple[Mask, Mask], tuple[Mask, Mask]]
 """For each end, what each lot adds and drops: ``[lots, experts]``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from meshmoe.placement.lots import Outlook
+from meshmoe.placement.outlook import Outlook
 from meshmoe.placement.pricing import Pricer, fill
 from meshmoe.placement.table import Mask, Table
 

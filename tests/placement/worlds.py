@@ -4,7 +4,7 @@ import networkx as nx
 import numpy as np
 
 from meshmoe.core.ids import NodeId
-from meshmoe.placement.lots import Outlook
+from meshmoe.placement.outlook import Outlook
 from meshmoe.placement.policies.base import demands
 from meshmoe.placement.trace import Trace, decode_steps, no_steps, prefill_steps
 from meshmoe.placement.world import ModelShape, NodeSpec, build_world

@@ -17,7 +17,8 @@ from meshmoe.placement.exchange.config import ExchangeConfig
 from meshmoe.placement.exchange.events import Links, PeerPlan
 from meshmoe.placement.exchange.messages import BYSTANDERS_MAX
 from meshmoe.placement.exchange.plan import Plan
-from meshmoe.placement.lots import BYSTANDER_SLOTS, Outlook, Side
+from meshmoe.placement.lots import BYSTANDER_SLOTS, Side
+from meshmoe.placement.outlook import Outlook
 from meshmoe.placement.sketch import Sketch, shortened, sketch_of, table_of
 from meshmoe.placement.table import Table, tabulate
 from meshmoe.placement.trace import Trace

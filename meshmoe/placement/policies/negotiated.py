@@ -12,7 +12,8 @@ import numpy as np
 
 from meshmoe.placement.bargain import PRICE_SCALE, settle
 from meshmoe.placement.copies import better_copies
-from meshmoe.placement.lots import BYSTANDER_SLOTS, Outlook, Side, apply
+from meshmoe.placement.lots import BYSTANDER_SLOTS, Side, apply
+from meshmoe.placement.outlook import Outlook
 from meshmoe.placement.policies.base import demands, layer_bytes
 from meshmoe.placement.seed import missing_owners
 from meshmoe.placement.sketch import shortened
