@@ -5,10 +5,11 @@ many guardians as capacity allows; custody wants no more than `CustodyConfig.slo
 
 Once nodes have agreed by exchange who should hold what, that comes first: the planned holders are the guardians, the
 owner before the copies, and rendezvous hashing gives second guardians in the room that the plans leave. So copies for
-speed and copies for safety are the same ones as far as they can be. Planned copies beyond the slots take room, too, or
-second guardians of other experts would keep them out for ever; only an expert's first guardian goes before them. Plans
-may be old, or differ between views: that costs a needless claim or a slot that is filled late, as a wrong view of
-capacities would.
+speed and copies for safety are the same ones as far as they can be. Where there is room for all slots of every expert,
+planned copies beyond the slots get what is left. Where there is not, some crash loses copies anyhow, and planned copies
+take their room before second guardians of other experts, which would keep them out for ever; only an expert's first
+guardian goes before them. Plans may be old, or differ between views: that costs a needless claim or a slot that is
+filled late, as a wrong view of capacities would.
 """
 
 from __future__ import annotations
@@ -106,11 +107,16 @@ def planned_slots(
                     room[node] -= expert_bytes[expert]
 
     fill(experts, 1)
-    for expert, size in expert_bytes.items():
-        for node in [node for node in planned.get(expert, ()) if node in room][slots:]:
-            room[node] -= size
+    first, first_room = {expert: list(named) for expert, named in guardians.items()}, dict(room)
     for count in range(2, slots + 1):
         fill(experts, count)
+    if any(len(named) < slots for named in guardians.values()):
+        guardians, room = first, first_room
+        for expert, size in expert_bytes.items():
+            for node in [node for node in planned.get(expert, ()) if node in room][slots:]:
+                room[node] -= size
+        for count in range(2, slots + 1):
+            fill(experts, count)
     for node, capacity in capacity_bytes.items():
         room[node] += min(capacity, place_bytes) if capacity < total_bytes else 0
     fill(experts, 1)  # the spare places, where there is nothing else

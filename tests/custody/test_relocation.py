@@ -126,6 +126,13 @@ def test_planned_copies_beyond_the_slots_take_room_before_second_guardians_but_n
     assert plan.guardians[E3] == (C,), "nobody else has room for it"
 
 
+def test_where_every_expert_can_have_all_slots_they_go_before_further_copies():
+    capacities = {A: 4 * SIZE, B: 3 * SIZE, C: 3 * SIZE}  # of B's and C's one place stays free
+    plan = planned_slots(experts(4), capacities, 2, {E0: (A, B, C), E1: (A, C), E2: (A,), E3: (A,)})
+    assert all(len(named) == 2 for named in plan.guardians.values())
+    assert {plan.guardians[E2][1], plan.guardians[E3][1]} == {B, C}
+
+
 def test_planned_holders_that_are_gone_are_replaced():
     plan = planned_slots(experts(2), {A: 3 * SIZE, B: 3 * SIZE}, 1, {E0: (C,), E1: (C, B)})
     assert plan.guardians[E1] == (B,) and plan.guardians[E0][0] in (A, B)
@@ -152,7 +159,12 @@ def test_guardians_are_distinct_and_fit(slots, data):
         held = sum(node in named for named in plan.guardians.values())
         assert held * SIZE <= capacities[node]
         second = sum(node in named[1:] and node not in agreed[expert] for expert, named in plan.guardians.items())
-        assert not second or (second + sum(node in holders for holders in agreed.values())) * SIZE <= capacities[node]
+        safe = all(len(plan.guardians.get(expert, ())) == slots for expert in experts(count))
+        assert (
+            safe
+            or not second
+            or (second + sum(node in holders for holders in agreed.values())) * SIZE <= capacities[node]
+        )
     if sum(capacities.values()) // SIZE >= count and max(capacities.values()) >= count * SIZE + 3 * SIZE:
         assert set(plan.guardians) == set(experts(count))
 
