@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from meshmoe.placement.cost import Branches
 from meshmoe.placement.joint_search import search
 from meshmoe.placement.table import Mask, Table
 from meshmoe.placement.trace import Floats, Ints
@@ -50,31 +51,17 @@ STATES = 4
 """Who of the two holds an expert: neither, the first, the second, both."""
 
 
-class Ways(NamedTuple):
-    """A caller's way to the expert of each of its slots elsewhere, by who holds it: ``[STATES, slots]`` each.
-
-    Attributes:
-        call_s: Everything but the bytes, for one row.
-        byte_s: Seconds a byte, in one direction.
-        row_s: Compute for each further row.
-    """
-
-    call_s: Floats
-    byte_s: Floats
-    row_s: Floats
-
-
 class Caller(NamedTuple):
     """Somebody whose steps count.
 
     Attributes:
         table: Its demand, or a sketch of it.
-        ways: Where it finds what it does not hold.
+        ways: To the expert of each of its slots elsewhere, by who of the two holds it: ``[STATES, slots]`` each.
         here: ``[slots]``, what a bystander has at home; of an end the search decides.
     """
 
     table: Table
-    ways: Ways
+    ways: Branches
     here: Mask | None = None
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 
 from meshmoe.placement.compiled import compiled
 from meshmoe.placement.cost import Branches
-from meshmoe.placement.joint import Caller, Ways
+from meshmoe.placement.joint import Caller
 from meshmoe.placement.table import Mask, Table
 from meshmoe.placement.trace import Floats, Ints
 from meshmoe.placement.world import Holders, ModelShape
@@ -67,7 +67,7 @@ class Outlook:
         time_s, flat = self.time_s[node], self.holders.reshape(len(self.holders), -1)
         best = _nearest_beside(flat, np.argsort(time_s, kind="stable"), time_s, node, ends, table.place)
         wire_s = 2 * self.shape.row_bytes * self.byte_s[node]
-        ways = Ways((time_s - wire_s)[best], self.byte_s[node][best], self.row_s[best])
+        ways = Branches((time_s - wire_s)[best], self.byte_s[node][best], self.row_s[best])
         return Caller(table, ways, None if node in ends else flat[node, table.place])
 
     def regret(self, node: int, asked: Mask | None = None) -> Floats:

@@ -16,10 +16,12 @@ import meshmoe.model.bundled
 from meshmoe.core.errors import ExpertUnavailableError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.engine import Engine, EngineLimits, open_engine
+from meshmoe.engine.lean.blocks import Sequence
+from meshmoe.engine.lean.row import Row
 from meshmoe.engine.model import MoeModel, load_moe_model
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import LayerCall, RemoteExperts
-from meshmoe.engine.request import FinishEvent, GenerationRequest, SamplingParams, TokenEvent
+from meshmoe.engine.request import FinishEvent, GenerationRequest, GenerationStats, SamplingParams, TokenEvent
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.loading import load_expert
 from meshmoe.model.source import WeightSource
@@ -156,3 +158,39 @@ class Scattered:
         for (expert, numbers), output in zip(rows, answer.split([len(n) for _, n in rows]), strict=True):
             del numbers
             outputs[expert] = output
+
+
+def grown(
+    trunk: Sequence, parents: list[int], tokens: list[int], stats: GenerationStats
+) -> tuple[list[Row], list[Sequence]]:
+    """A tree of rows behind what a sequence has read, as drafts grow it.
+
+    Args:
+        trunk: What the tree begins behind.
+        parents: Of each row the row before it, which comes earlier; -1 for the trunk.
+        tokens: Of the rows.
+        stats: Counters of the request.
+
+    Returns:
+        The rows, and the sequences that were forked; close these.
+    """
+    owners: list[Sequence] = []
+    forks: list[tuple[Sequence, int]] = []
+    going_on: dict[int, Sequence] = {}
+    for at, parent in enumerate(parents):
+        owner = going_on.pop(parent, None)
+        if owner is None:
+            owner = trunk.fork()
+            forks.append((owner, parent))
+        owners.append(owner)
+        going_on[at] = owner
+    rows = [
+        Row(owner, token, stats, also=tuple(fork for fork, parent in forks if at in path_to(parents, parent)))
+        for at, (owner, token) in enumerate(zip(owners, tokens, strict=True))
+    ]
+    return rows, [fork for fork, _ in forks]
+
+
+def path_to(parents: list[int], at: int) -> list[int]:
+    """The rows of a tree from its beginning to one of them."""
+    return [*path_to(parents, parents[at]), at] if at >= 0 else []

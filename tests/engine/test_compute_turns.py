@@ -70,16 +70,23 @@ def test_a_checkpoint_lets_only_urgent_work_in():
     trio.run(main)
 
 
+def counting():
+    """An event that ends it, slices by name, and a job that takes slices of 2 ms until then."""
+    stop = threading.Event()
+    counts = {"low": 0, "high": 0}
+
+    def busy(job, name):
+        while not stop.is_set():
+            time.sleep(0.002)
+            counts[name] += 1
+            job.turn(job.priority)
+
+    return stop, counts, busy
+
+
 def test_no_class_starves():
     async def main():
-        stop = threading.Event()
-        counts = {"low": 0, "high": 0}
-
-        def busy(job, name):
-            while not stop.is_set():
-                time.sleep(0.002)
-                counts[name] += 1
-                job.turn(job.priority)
+        stop, counts, busy = counting()
 
         async with open_compute(threads=1, jobs_max=50) as compute, trio.open_nursery() as nursery:
             for _ in range(3):
@@ -97,14 +104,7 @@ def test_a_long_lonely_run_does_not_count_against_its_class():
     """Slices end at every turn, also where nobody else waits; otherwise a class would have to earn an age."""
 
     async def main():
-        stop = threading.Event()
-        counts = {"low": 0, "high": 0}
-
-        def busy(job, name):
-            while not stop.is_set():
-                time.sleep(0.002)
-                counts[name] += 1
-                job.turn(job.priority)
+        stop, counts, busy = counting()
 
         async with open_compute(threads=1, jobs_max=50) as compute, trio.open_nursery() as nursery:
             nursery.start_soon(compute.run, Priority.PREFILL, busy, "low")

@@ -95,6 +95,7 @@ class Scheduler:
         self._serving = 0
         self._writing_s = READ_BESIDE_S
         self._piece_rows = PieceRows()
+        self._ring_due = False
         self._halves = Halves()
 
     async def serve(self, generation: Generation) -> None:
@@ -230,12 +231,15 @@ class Scheduler:
         now_s = perf_counter()
         for other in self._lanes:
             if other is not lane and other.writing_since_s is not None and now_s - other.writing_since_s < JOIN_S:
-                job.post(self._nursery.start_soon, self._ring_in, JOIN_S)
+                if not self._ring_due:
+                    self._ring_due = True
+                    job.post(self._nursery.start_soon, self._ring_in, JOIN_S)
                 return True
         return False
 
     async def _ring_in(self, delay_s: float) -> None:
         await trio.sleep(delay_s)
+        self._ring_due = False  # before the ring: who still has to wait then asks for another
         self._ring()
 
     def _pieces(self, readers: list[Member], left: int) -> list[tuple[Member, int]]:

@@ -16,6 +16,7 @@ from meshmoe.engine.cuda.engine import CudaEngine
 from meshmoe.engine.lean.row import Row
 from meshmoe.engine.request import GenerationStats
 from tests.engine.cuda.test_engine import card
+from tests.engine.support import grown, path_to
 
 IDS = [random.Random(9).randrange(3, 288) for _ in range(200)]
 
@@ -43,37 +44,22 @@ def test_rows_of_a_tree_are_those_of_chains(engine, seed):
     def read(sequence, ids):
         return batch.forward([Row(sequence, token, stats) for token in ids])
 
-    def path(at):
-        return [*path(parents[at]), at] if at >= 0 else []
-
     trunk = engine.sequence()
     read(trunk, IDS[:before])
-    owners, forks, going_on = [], [], {}
-    for at, parent in enumerate(parents):
-        owner = going_on.pop(parent, None)
-        if owner is None:
-            owner = trunk.fork()
-            forks.append((owner, parent))
-        owners.append(owner)
-        going_on[at] = owner
-    logits = batch.forward(
-        [
-            Row(owner, token, stats, also=tuple(fork for fork, parent in forks if at in path(parent)))
-            for at, (owner, token) in enumerate(zip(owners, tokens, strict=True))
-        ]
-    )
+    rows, forks = grown(trunk, parents, tokens, stats)
+    logits = batch.forward(rows)
     for at in range(len(parents)):
         chain = engine.sequence()
         read(chain, IDS[:before])
-        assert torch.equal(logits[at], read(chain, [tokens[n] for n in path(at)])[-1]), (at, parents)
+        assert torch.equal(logits[at], read(chain, [tokens[n] for n in path_to(parents, at)])[-1]), (at, parents)
         chain.close()
     taken = rng.randrange(len(parents))
-    trunk.become(owners[taken])
-    trunk.truncate(before + len(path(taken)))
-    for fork, _ in forks:
+    trunk.become(rows[taken].sequence)
+    trunk.truncate(before + len(path_to(parents, taken)))
+    for fork in forks:
         fork.close()
     again = engine.sequence()
-    read(again, [*IDS[:before], *(tokens[n] for n in path(taken))])
+    read(again, [*IDS[:before], *(tokens[n] for n in path_to(parents, taken))])
     assert torch.equal(read(trunk, IDS[100:140]), read(again, IDS[100:140]))
     trunk.close()
     again.close()

@@ -22,7 +22,7 @@ from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.request import GenerationStats
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.tiny import make_tiny_checkpoint
-from tests.engine.support import pool_of, subset
+from tests.engine.support import grown, path_to, pool_of, subset
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 IDS = [random.Random(9).randrange(3, 288) for _ in range(400)]
@@ -242,36 +242,21 @@ def test_a_row_of_a_tree_has_the_bits_that_it_has_in_a_chain(qwen, tree, seed):
     trunk = bench.engine.sequence()
     bench.read(trunk, IDS[:before])
     trunk.publish(IDS[:before])
-    owners, forks, going_on = [], [], {}
-    for at, parent in enumerate(parents):
-        owner = going_on.pop(parent, None)
-        if owner is None:
-            owner = trunk.fork()
-            forks.append((owner, parent))
-        owners.append(owner)
-        going_on[at] = owner
-
-    def path(at):
-        return [*path(parents[at]), at] if at >= 0 else []
-
-    rows = [
-        Row(owner, token, bench.stats, also=tuple(fork for fork, parent in forks if at in path(parent)))
-        for at, (owner, token) in enumerate(zip(owners, tokens, strict=True))
-    ]
+    rows, forks = grown(trunk, parents, tokens, bench.stats)
     logits = bench.batch.forward(rows)
     for at in range(len(parents)):
         chain = bench.engine.sequence()
         bench.read(chain, IDS[:before])
-        alone = bench.read(chain, [tokens[n] for n in path(at)])
+        alone = bench.read(chain, [tokens[n] for n in path_to(parents, at)])
         assert torch.equal(logits[at], alone[-1])
         chain.close()
     taken = rng.randrange(len(parents))
-    trunk.become(owners[taken])
-    trunk.truncate(before + len(path(taken)))
-    for fork, _ in forks:
+    trunk.become(rows[taken].sequence)
+    trunk.truncate(before + len(path_to(parents, taken)))
+    for fork in forks:
         fork.close()
     again = bench.engine.sequence()
-    bench.read(again, [*IDS[:before], *(tokens[n] for n in path(taken))])
+    bench.read(again, [*IDS[:before], *(tokens[n] for n in path_to(parents, taken))])
     assert torch.equal(bench.read(trunk, IDS[300:340]), bench.read(again, IDS[300:340]))
     trunk.close()
     again.close()
