@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
@@ -13,18 +14,15 @@ import torch
 from meshmoe.bench_engine.turns import Progress, in_turns
 from meshmoe.core.errors import ConfigError
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
-
-QWEN3_30B_A3B: dict[str, Any] = {
-    "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
-    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "intermediate_size": 6144,
-    "vocab_size": 151936, "norm_topk_prob": True, "max_position_embeddings": 40960,
-}  # fmt: skip
-"""The shape of Qwen3-30B-A3B, from its published configuration; 57 GiB in bfloat16."""
+from meshmoe.model.bench_checkpoint import QWEN3_30B_A3B
 
 CONTEXT = 128
 """Position of the first token that is timed."""
 
 STEPS = 20
+
+GENERATED = 32
+"""Tokens that transformers' ``generate`` writes after as many of a prompt."""
 
 
 class CudaFigure(msgspec.Struct, frozen=True):
@@ -34,7 +32,8 @@ class CudaFigure(msgspec.Struct, frozen=True):
         device: Its name.
         streams: Requests at once.
         ours: Tokens a second of all streams, median.
-        stock: The same of transformers, with its grouped experts.
+        stock: The same of transformers, with its grouped experts: its forwards, one after the other.
+        generate: The same of its ``generate``, from short prompts on, which it reads as well.
         roofline: Tokens a second of one stream, if nothing but reading its weights took time.
     """
 
@@ -42,6 +41,7 @@ class CudaFigure(msgspec.Struct, frozen=True):
     streams: int
     ours: float
     stock: float
+    generate: float
     roofline: float
 
 
@@ -70,13 +70,19 @@ def measure_cuda(streams: tuple[int, ...], layers: int, turns: int, progress: Pr
     figures = []
     for count in streams:
         progress(f"{count} streams")
-        rates = in_turns({"ours": _ours(weights, count), "stock": _stock(stock, count)}, turns)
+        ways = {
+            "ours": _ours(weights, count),
+            "stock": _stock(stock, count),
+            "generate": _generate(stock, count),
+        }
+        rates = in_turns(ways, turns)
         figures.append(
             CudaFigure(
                 device=torch.cuda.get_device_name(),
                 streams=count,
                 ours=rates["ours"],
                 stock=rates["stock"],
+                generate=rates["generate"],
                 roofline=1 / read_s,
             )
         )
@@ -85,19 +91,23 @@ def measure_cuda(streams: tuple[int, ...], layers: int, turns: int, progress: Pr
 
 def cuda_table(figures: list[CudaFigure]) -> str:
     """The figures as a Markdown table."""
-    lines = ["| device | streams | ours, tok/s | transformers, tok/s | ratio | ours / roofline |", "|---" * 6 + "|"]
+    lines = [
+        "| device | streams | ours, tok/s | transformers, tok/s | ratio | its generate, tok/s | ours / roofline |",
+        "|---" * 7 + "|",
+    ]
     for f in figures:
         share = f"{f.ours / f.roofline:.2f}" if f.streams == 1 else ""
         lines.append(
-            f"| {f.device} | {f.streams} | {f.ours:,.0f} | {f.stock:,.1f} | {f.ours / f.stock:.1f} | {share} |"
+            f"| {f.device} | {f.streams} | {f.ours:,.0f} | {f.stock:,.1f} | {f.ours / f.stock:.1f} "
+            f"| {f.generate:,.1f} | {share} |"
         )
     return "\n".join(lines)
 
 
 def _random_model(layers: int) -> Any:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    from transformers import Qwen3MoeForCausalLM
 
-    config = Qwen3MoeConfig(**QWEN3_30B_A3B | {"num_hidden_layers": layers})
+    config = dataclasses.replace(QWEN3_30B_A3B, layers=layers).config()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -155,6 +165,24 @@ def _stock(model: Any, count: int) -> Callable[[], float]:
             out = model(input_ids=token, past_key_values=cache, use_cache=True)
         torch.cuda.synchronize()
         return STEPS * count / (perf_counter() - began)
+
+    return run
+
+
+def _generate(model: Any, count: int) -> Callable[[], float]:
+    def run() -> float:
+        ids = torch.randint(3, 1000, (count, GENERATED), device="cuda")
+        torch.cuda.synchronize()
+        began = perf_counter()
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=GENERATED,
+            min_new_tokens=GENERATED,
+            do_sample=False,
+        )
+        torch.cuda.synchronize()
+        return int(written.shape[1] - GENERATED) * count / (perf_counter() - began)
 
     return run
 

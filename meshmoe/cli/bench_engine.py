@@ -184,8 +184,16 @@ def draft_cells(
 
 @click.command("make-model")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-def make_model(directory: Path) -> None:
-    """Write bench-1.7b, a random model of 3.1 GiB for benches, to DIRECTORY."""
-    from meshmoe.model.bench_checkpoint import make_bench_checkpoint
+@click.option(
+    "--shape",
+    "name",
+    type=click.Choice(["bench-1.7b", "qwen3-30b"]),
+    default="bench-1.7b",
+    show_default=True,
+    help="3.1 GiB, or Qwen3-30B-A3B's 57 GiB.",
+)
+def make_model(directory: Path, name: str) -> None:
+    """Write a random model for benches to DIRECTORY."""
+    from meshmoe.model.bench_checkpoint import BENCH_SHAPES, make_bench_checkpoint
 
-    make_bench_checkpoint(directory)
+    make_bench_checkpoint(directory, BENCH_SHAPES[name])
