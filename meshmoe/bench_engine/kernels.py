@@ -109,7 +109,8 @@ def _compiled(pool: list[ExpertWeights], x: Tensor) -> Callable[[], float]:
     chosen, tag = np.tile(np.arange(TOGETHER), (rows, 1)), TAGS[x.dtype]
     sorting = np.zeros(TOGETHER + 1 + rows * TOGETHER, np.int64)
     shape, layer, places = (np.zeros(len(table), np.int64) for table in (Shape, Layer, Place))
-    shape[Shape.HIDDEN], layer[Layer.TOP_K], layer[Layer.WIDTH] = hidden, TOGETHER, width
+    shape[Shape.HIDDEN], layer[Layer.WIDTH] = hidden, width
+    layer[Layer.EXPERTS] = layer[Layer.TOP_K] = TOGETHER
     memory = {
         Place.NORMED: x,
         Place.OUTPUTS: torch.zeros(rows, TOGETHER, hidden),
@@ -125,7 +126,7 @@ def _compiled(pool: list[ExpertWeights], x: Tensor) -> Callable[[], float]:
         assert memory  # must outlive every call
         began = perf_counter()
         for experts in groups:
-            compute_resident(tag, shape, layer, places, experts, chosen, sorting, rows, 0, TOGETHER)
+            compute_resident(tag, shape, layer, places, experts, chosen, sorting, rows, 0, 0)
         return _size(pool) / (perf_counter() - began)
 
     return measure

@@ -39,6 +39,7 @@ import trio
 
 from meshmoe.core.errors import MeshmoeError, OverloadedError
 from meshmoe.engine.job import Bell, Call, Job
+from meshmoe.engine.kernels.limit import SliceLimit
 from meshmoe.engine.schedule import Priority, RunQueue
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ class ComputeError(MeshmoeError):
 
 
 class ComputeThread:
-    """The thread, as trio sees it. Made by `open_compute`."""
+    """The thread, as trio sees it. Made by `open_compute`.
+
+    Attributes:
+        limit: Of its slices.
+    """
 
     def __init__(self, threads: int, jobs_max: int, around: contextlib.AbstractContextManager[object]) -> None:
         self._threads = threads
@@ -67,6 +72,7 @@ class ComputeThread:
         self._closing = False
         self._stopped = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
+        self.limit = SliceLimit()
         self._inbox: queue.SimpleQueue[tuple[Callable[[Any], None], Any]] = queue.SimpleQueue()
         self._inlet: Inlet | None = None
         self._in_inlet = False
@@ -186,6 +192,7 @@ class ComputeThread:
 
     def _tell(self, method: Callable[[Any], None], argument: Any) -> None:
         self._inbox.put((method, argument))
+        self.limit.cut()
         # Set before the thread looks at its inbox for the last time, so one of the two sees the other.
         if self._in_inlet and self._inlet is not None:
             self._inlet.wake()
@@ -276,6 +283,7 @@ class ComputeThread:
             self._post(job.done.set)
 
     def _hub_read_inbox(self) -> None:
+        self.limit.mend()  # before, because what is put in later has to cut again
         while not self._inbox.empty():
             method, argument = self._inbox.get()
             method(argument)
@@ -284,6 +292,7 @@ class ComputeThread:
 
     def _hub_attach(self, inlet: Inlet) -> None:
         self._inlet = inlet
+        self.limit.bounded = True  # it has to be polled
 
     def _hub_submit(self, job: Job) -> None:
         self._hub_jobs.add(job)

@@ -117,6 +117,7 @@ class Job:
     Attributes:
         priority: The class that it is queued in.
         cancelled: Whether the asking task no longer wants the result.
+        limit: Of the thread's slices.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Job:
     ) -> None:
         self.priority = priority
         self.cancelled = False
+        self.limit = thread.limit
         self.done = trio.Event()
         self.outcome: outcome.Value[Any] | outcome.Error | None = None
         self._thread = thread

@@ -10,6 +10,8 @@ import trio
 import trio.testing
 
 from meshmoe.engine.compute import open_compute
+from meshmoe.engine.kernels.compiling import jit
+from meshmoe.engine.kernels.stopping import due
 from meshmoe.engine.schedule import Priority
 from tests.engine.support import until
 
@@ -114,5 +116,40 @@ def test_a_long_lonely_run_does_not_count_against_its_class():
             await trio.sleep(0.5)
             stop.set()
         assert counts["low"] - alone > 0.1 * counts["high"], (alone, counts)
+
+    trio.run(main)
+
+
+@jit
+def compute_until_due(limit, most):
+    for at in range(most):
+        if due(limit):
+            return at
+    return most
+
+
+def test_compiled_code_comes_back_for_whatever_the_thread_is_told():
+    async def main():
+        began, most, told = threading.Event(), 1 << 33, []
+
+        def work(job):
+            assert compute_until_due(job.limit.address, 0) == 0  # compiled before it counts
+            job.checkpoint()
+            job.limit.begin()
+            began.set()
+            reached = compute_until_due(job.limit.address, most)
+            job.checkpoint()
+            return reached, list(told), due(job.limit.address)
+
+        async with open_compute(threads=1, jobs_max=2) as compute, trio.open_nursery() as nursery:
+
+            async def tell():
+                await until(began.is_set)
+                await trio.sleep(0.01)
+                compute.tell(told.append, "something")
+
+            nursery.start_soon(tell)
+            reached, heard, still = await compute.run(Priority.DECODE, work)
+        assert 0 < reached < most and heard == ["something"] and not still
 
     trio.run(main)

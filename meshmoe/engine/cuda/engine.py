@@ -110,7 +110,6 @@ class CudaBatch(LeanBatch):
         self._count_activations(rows)
         self._count(rows)
         self.computed_s = perf_counter() - began - self.waited_s
-        self._model.account(self.computed_s, len(self._model.plan.layers), len(rows))
         for sequence, length in lengths.items():
             sequence.length = length
         return logits

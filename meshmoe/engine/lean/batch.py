@@ -18,9 +18,9 @@ it succeeds: after any error the sequences are as they were. A row with ``local`
 that are resident, so it never waits for the mesh; what it computes is a draft, not the model's, and has to be truncated
 before the sequence is read on in earnest.
 
-The compiled step is entered for several layers at once, as many as take about a millisecond together, because between
-two entries the compute thread looks after more urgent work. A layer that takes longer than that is divided between its
-experts. Where it is cut does not change a bit. At a layer that lacks experts, one call goes out for the whole batch.
+The compiled step goes on through all layers until somebody wants the compute thread for more urgent work, and then
+comes back between two layers or two experts (`kernels.limit`). Where it is cut does not change a bit. At a layer that
+lacks experts, one call goes out for the whole batch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.away import Asked, AwayExperts
 from meshmoe.engine.lean.blocks import BlockPool, Sequence
 from meshmoe.engine.lean.little import LittleCalls
-from meshmoe.engine.lean.model import ROWS_MAX, SLICE_S, LeanModel, Workspace
+from meshmoe.engine.lean.model import ROWS_MAX, LeanModel, Workspace
 from meshmoe.engine.lean.resident import ResidentSnapshot, ResidentTable
 from meshmoe.engine.lean.row import Row
 from meshmoe.engine.lean.step import compute_resident, embed, finish, run
@@ -158,27 +158,21 @@ class LeanBatch:
         """
         assert 0 < len(rows) <= ROWS_MAX
         self._rows, self._calls_away, self.waited_s, self.computed_s = rows, [], 0.0, 0.0
-        model, plan = self._model, self._model.plan
+        layers = len(self._model.plan.layers)
         lengths = self._enter(rows)
-        at, last, joining, count, crew = 0, len(plan.layers), False, len(rows), crew_here()
-        while at < last:
+        at, joining, crew = 0, False, crew_here()
+        while at < layers:
             self._look()
             snapshot = self._engine.resident.snapshot()
-            pausing = not joining and model.layer_s(count) > 2 * SLICE_S
-            end = min(last, at + model.layers_a_slice(count))
-            began, joined = perf_counter(), joining
             if crew is not None:
                 crew.rouse()
-            reached = self._run(snapshot, at, end, joining, pausing)
-            took_s = perf_counter() - began
-            joining = reached < 0
+            began = perf_counter()
+            at = self._run(snapshot, at, joining)
+            self.computed_s += perf_counter() - began
+            joining = at < 0
             if joining:
-                reached = -1 - reached
-                took_s += self._experts(snapshot, reached, pausing)
-            self.computed_s += took_s
-            if reached + joining > at + joined:  # a join alone says little of what layers take
-                model.account(took_s, reached + joining - at - joined, count)
-            at = reached
+                first, at = divmod(-1 - at, layers)
+                self._experts(snapshot, at, first)
             del snapshot  # it would keep what is evicted
         for sequence, length in lengths.items():
             sequence.length = length
@@ -188,6 +182,7 @@ class LeanBatch:
     def abandon(self) -> None:
         """Make a forward under way raise soon, wherever it is; on any thread. Nobody wants its rows any more."""
         self.abandoned = True
+        self._job.limit.cut()
         awaited = self._awaited
         if awaited is not None:
             awaited.abandon()
@@ -196,6 +191,8 @@ class LeanBatch:
         self._job.checkpoint()
         if self.abandoned:
             raise BatchAbandonedError
+        # Helpers that are parked have to be roused now and then.
+        self._job.limit.begin(bounded=crew_here() is not None)
 
     def _enter(self, rows: Rows[Row]) -> dict[Sequence, int]:
         """Have room for the rows, describe them to the compiled step and embed them; returns the lengths to come."""
@@ -229,7 +226,7 @@ class LeanBatch:
         self._also.append(np.array([len(row.also), *(s.table_at for s in row.also)], np.int64))
         return int(self._also[-1].ctypes.data)
 
-    def _run(self, snapshot: ResidentSnapshot, begin: int, end: int, joining: bool, pausing: bool) -> int:
+    def _run(self, snapshot: ResidentSnapshot, begin: int, joining: bool) -> int:
         plan, work = self._model.plan, self._work
         return run(
             plan.tag,
@@ -243,38 +240,35 @@ class LeanBatch:
             work.chosen,
             work.sorting,
             begin,
-            end,
+            len(plan.layers),
             joining,
-            pausing,
+            self._job.limit.address,
         )
 
-    def _experts(self, snapshot: ResidentSnapshot, at: int, dividing: bool) -> float:
-        """Have a routed layer's experts computed, the mesh's meanwhile; returns the seconds that the own ones took."""
+    def _experts(self, snapshot: ResidentSnapshot, at: int, first: int) -> None:
+        """Have a routed layer's experts computed from ``first`` on, the mesh's meanwhile."""
         moe = int(self._model.plan.layers[at, Layer.MOE])
         missing = self._away.missing(snapshot, at)
         asked = self._away.ask(self._rows, moe, missing) if len(missing) else None
         try:
-            took_s = self._compute(snapshot, at, dividing)
+            self._compute(snapshot, at, first)
         except BaseException:
             if asked is not None:
                 asked.call.abandon()
             raise
         if asked is not None:
             self._receive(asked)
-        return took_s
 
-    def _compute(self, snapshot: ResidentSnapshot, at: int, dividing: bool) -> float:
-        """Compute a layer's resident experts, in parts of about a millisecond where a layer takes long."""
+    def _compute(self, snapshot: ResidentSnapshot, at: int, first: int) -> None:
+        """Compute a layer's resident experts from ``first`` on."""
         plan, work = self._model.plan, self._work
         layer = plan.layers[at]
         moe, experts = int(layer[Layer.MOE]), int(layer[Layer.EXPERTS])
-        parts = min(experts, int(self._model.layer_s(work.count) / SLICE_S) + 1) if dividing else 1
-        took_s = 0.0
-        for part in range(parts):
-            if part:
+        while first < experts:
+            if first:
                 self._look()
             began = perf_counter()
-            compute_resident(
+            first = compute_resident(
                 plan.tag,
                 plan.shape,
                 layer,
@@ -283,11 +277,10 @@ class LeanBatch:
                 work.chosen[moe],
                 work.sorting,
                 work.count,
-                experts * part // parts,
-                experts * (part + 1) // parts,
+                first,
+                self._job.limit.address,
             )
-            took_s += perf_counter() - began
-        return took_s
+            self.computed_s += perf_counter() - began
 
     def _receive(self, asked: Asked) -> None:
         """Wait for the missing experts' outputs and have them put where the others' are."""

@@ -1,4 +1,4 @@
-"""A model on the lean path, shared by its requests: its plan, the rotations of positions, how long a layer takes."""
+"""A model on the lean path, shared by its requests: its plan and the rotations of positions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from meshmoe.engine.lean.step import compute_resident, embed, finish, run
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
 from meshmoe.model.experts_modules import ExpertsModule
 
-SLICE_S = 0.001
-"""Time between two looks at what is more urgent; a layer is not divided."""
-
 _POSITIONS = 256
 """Rotations are made for this many positions at a time, always the same ones, so that their bits are the same."""
 
@@ -40,7 +37,6 @@ class LeanModel:
         self.expert_calls = int(plan.layers[:, Layer.TOP_K].sum())
         heads, size = int(plan.shape[Shape.KV_HEADS]), int(plan.shape[Shape.HEAD_DIM])
         self.token_bytes = len(plan.layers) * 2 * heads * size * plan.embedding.element_size()
-        self._layer_s: dict[int, float] = {}
         self._rotations: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])
 
     @classmethod
@@ -67,19 +63,6 @@ class LeanModel:
         """Room for keys and values, under a budget."""
         return BlockPool(BLOCK_TOKENS * self.token_bytes, capacity_bytes)
 
-    def layers_a_slice(self, rows: int) -> int:
-        """How many layers the compiled step is asked for at once: as many as take a millisecond."""
-        return max(1, min(len(self.plan.layers), int(SLICE_S / self.layer_s(rows))))
-
-    def layer_s(self, rows: int) -> float:
-        """What a layer takes for so many rows; a guess in the beginning."""
-        return self._layer_s.get(rows.bit_length(), SLICE_S)
-
-    def account(self, took_s: float, layers: int, rows: int) -> None:
-        """Note what layers took."""
-        before = self.layer_s(rows)
-        self._layer_s[rows.bit_length()] = before + (took_s / layers - before) / 8
-
     def warm(self) -> None:
         """Compile everything for this model's dtype, or find it compiled on disk, without computing anything."""
         with once_a_machine(f"lean-{type(self.plan.tag).__name__}"):
@@ -91,7 +74,7 @@ class LeanModel:
         table = np.zeros((1, 1, 2), np.int64)
         run(
             *(plan.tag, plan.shape, plan.numbers, plan.layers, places, table, none, table[0], table, one),
-            *(0, 0, False, False),
+            *(0, 0, False, 0),
         )
         compute_resident(plan.tag, plan.shape, layer, places, table[0], table[0], one, 0, 0, 0)
         embed(plan.tag, 0, one[:0], 0, 0)

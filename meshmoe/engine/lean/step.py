@@ -4,7 +4,8 @@ A layer has three parts. *Route*: norm, attention, norm, router. *Compute*: the 
 once for all the rows that chose it. *Join*: the weighted sum in ascending order of experts, what every token takes
 besides, the residual. `run` goes from part to part and from layer to layer. It returns after the route of a layer that
 lacks an expert, so that the caller can send for it before `compute_resident`, and goes on at the join once the outputs
-of the others stand at their places.
+of the others stand at their places. And it returns between two layers or two experts when the slice is over
+(`kernels.limit`).
 
 Results are rounded to the model's dtype where transformers' eager code rounds them; in between all is float32. Every
 sum of a row has an order of its own (see `kernels.dots`), so a row's bits are the same in any batch.
@@ -20,6 +21,7 @@ from meshmoe.engine.kernels.crew import linear
 from meshmoe.engine.kernels.dots import dot
 from meshmoe.engine.kernels.expert import expert_rows
 from meshmoe.engine.kernels.primitives import F32_TAG, Tag, increment, int64, read, rounded, size_of, write
+from meshmoe.engine.kernels.stopping import due
 from meshmoe.engine.lean.attention import Floats, Ints, attend, normalise, project, remember
 from meshmoe.engine.lean.routers import route
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
@@ -40,9 +42,9 @@ def run(
     begin: int,
     end: int,
     joining: bool,
-    pausing: bool,
+    limit: int,
 ) -> int:
-    """Compute layers from ``begin`` to before ``end``.
+    """Compute layers from ``begin`` to before ``end``, or until the slice is over.
 
     Args:
         tag: Dtype of the model.
@@ -58,19 +60,23 @@ def run(
         begin: First layer.
         end: Layer to stop before.
         joining: Whether the first layer's experts are all computed and it only has to be joined.
-        pausing: Whether to return after the route of a layer with experts even if none is lacking.
+        limit: Of the slice: `SliceLimit.address`, or 0.
 
     Returns:
-        ``end``; or the layer that has been routed and lacks experts, as ``-1 - layer``.
+        The layer to go on with, ``end`` if all are computed. Or, negative, one that has been routed, because it lacks
+        experts or the slice is over: ``-1 - layer - first * len(layers)``, where `compute_resident` has to go on with
+        expert ``first``.
     """
     for at in range(begin, end):
+        if at > begin and due(limit):
+            return at
         layer = layers[at]
         moe = layer[Layer.MOE]
         if not joining:
             _mix_tokens(tag, shape, numbers, layer, places, rows, at)
             if moe >= 0:
                 route(tag, shape, numbers, layer, places, experts[moe], rows, chosen[moe])
-                missing = pausing
+                missing = False
                 for r in range(len(rows)):
                     kind = rows[r, Token.COUNTS]
                     for i in range(layer[Layer.TOP_K]):
@@ -81,7 +87,7 @@ def run(
                                 increment(counts[kind, moe], expert)
                 if missing:
                     return -1 - at
-                compute_resident(
+                first = compute_resident(
                     tag,
                     shape,
                     layer,
@@ -91,11 +97,13 @@ def run(
                     sorting,
                     len(rows),
                     int64(0),
-                    layer[Layer.EXPERTS],
+                    limit,
                 )
+                if first < layer[Layer.EXPERTS]:
+                    return -1 - at - first * len(layers)
         joining = False
         _join(tag, shape, layer, places, len(rows))
-    return end
+    return int(end)
 
 
 @jit
@@ -141,22 +149,29 @@ def compute_resident(
     sorting: Ints,
     rows: int,
     begin: int,
-    end: int,
-) -> None:
-    """Compute those of a layer's chosen experts that are resident, from ``begin`` to before ``end``.
+    limit: int,
+) -> int:
+    """Compute those of a layer's chosen experts that are resident, from ``begin`` on, one at least.
 
-    ``experts`` is ``[experts, 2]``, ``chosen`` ``[rows, k]``; ``sorting`` as in `run`.
+    ``experts`` is ``[experts, 2]``, ``chosen`` ``[rows, k]``; ``sorting`` and ``limit`` as in `run`.
+
+    Returns:
+        The expert to go on with because the slice is over; the number of experts if all are computed.
     """
+    end, computed_any = layer[Layer.EXPERTS], False
     hidden, top_k, width = shape[Shape.HIDDEN], layer[Layer.TOP_K], layer[Layer.WIDTH]
     normed, outputs, inner = places[Place.NORMED], places[Place.OUTPUTS], places[Place.INNER]
     desk = places[Place.DESK]
     if rows == 1:
         for i in range(top_k):
             e = chosen[0, i]
-            if begin <= e < end and experts[e, 0] != 0:
+            if e >= begin and experts[e, 0] != 0:
+                if computed_any and due(limit):
+                    return int(e)
+                computed_any = True
                 y = outputs + 4 * i * hidden
                 expert_rows(tag, desk, experts[e, 0], experts[e, 1], normed, y, inner, 1, hidden, width)
-        return
+        return int(end)
     # Sort the pairs by expert: first how many each has, then where its first stands, then the pairs.
     pairs = sorting[end + 1 :]
     for e in range(begin, end + 1):
@@ -164,14 +179,14 @@ def compute_resident(
     for r in range(rows):
         for i in range(top_k):
             e = chosen[r, i]
-            if begin <= e < end and experts[e, 0] != 0:
+            if e >= begin and experts[e, 0] != 0:
                 sorting[e + 1] += 1
     for e in range(begin, end):
         sorting[e + 1] += sorting[e]
     for r in range(rows):
         for i in range(top_k):
             e = chosen[r, i]
-            if begin <= e < end and experts[e, 0] != 0:
+            if e >= begin and experts[e, 0] != 0:
                 pairs[sorting[e]] = r * top_k + i
                 sorting[e] += 1
     # Now each expert's entry says where its last pair stands, and the one before where its first does.
@@ -180,6 +195,9 @@ def compute_resident(
         count = sorting[e] - first
         if count == 0:
             continue
+        if computed_any and due(limit):
+            return int(e)
+        computed_any = True
         for m in range(count):
             r = pairs[first + m] // top_k
             for n in range(hidden):
@@ -191,6 +209,7 @@ def compute_resident(
             for n in range(hidden):
                 write(F32_TAG, outputs, pairs[first + m] * hidden + n, read(F32_TAG, computed, m * hidden + n))
         first += count
+    return int(end)
 
 
 @jit

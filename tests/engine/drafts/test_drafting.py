@@ -20,6 +20,7 @@ from meshmoe.engine.drafts.lookup import PromptLookup
 from meshmoe.engine.drafts.mode import AUTO, OFF, DraftMode, parse_draft_mode
 from meshmoe.engine.drafts.tree import PENDING, DraftTree
 from meshmoe.engine.kernels.choice import compute
+from meshmoe.engine.kernels.limit import SliceLimit
 from meshmoe.engine.lean.batch import LeanEngine
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.row import Row
@@ -67,6 +68,8 @@ class Answered:
 
 class Job:
     """Calls the mesh without a thread or a loop."""
+
+    limit = SliceLimit()
 
     def checkpoint(self):
         pass

@@ -13,6 +13,7 @@ import torch
 
 from meshmoe.engine.counts import ActivationCounts
 from meshmoe.engine.dispatch import RequestDispatch, current_runner
+from meshmoe.engine.kernels.limit import SliceLimit
 from meshmoe.engine.lean.batch import LeanEngine
 from meshmoe.engine.lean.row import Row
 from meshmoe.engine.model import load_moe_model
@@ -26,6 +27,8 @@ READ_FIRST = 8
 
 
 class NoJob:
+    limit = SliceLimit()
+
     def checkpoint(self):
         pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from meshmoe.core.errors import ExpertUnavailableError
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.counts import ActivationCounts
+from meshmoe.engine.kernels.limit import SLICE_S, SliceLimit
+from meshmoe.engine.kernels.stopping import due
 from meshmoe.engine.lean.batch import LeanEngine
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.model import ROWS_MAX
@@ -29,6 +32,8 @@ IDS = [random.Random(9).randrange(3, 288) for _ in range(400)]
 
 
 class NoJob:
+    limit = SliceLimit()
+
     def checkpoint(self):
         pass
 
@@ -202,22 +207,51 @@ def test_activations_are_counted_by_kind_and_only_once(qwen):
     assert bench.stats.expert_calls_local == 13 * calls
 
 
-def test_layers_that_take_long_are_divided_and_have_the_same_bits(qwen):
+def test_a_step_that_is_cut_everywhere_has_the_same_bits_and_one_that_nobody_cuts_looks_once(qwen):
     bench = Bench(*qwen)
-    whole = bench.read(bench.engine.sequence(), IDS[:60])
-    model = bench.engine.model
-    for rows in range(10):
-        model._layer_s[rows] = 0.02
+    whole, alone = bench.engine.sequence(), bench.read(bench.engine.sequence(), IDS[:60])
     looks = []
 
     class Job:
+        limit = SliceLimit()
+
         def checkpoint(self):
             looks.append(1)
+            self.limit.cut() if cutting else self.limit.mend()
 
-    bench.batch = bench.engine.batch(Job())
-    assert torch.equal(bench.read(bench.engine.sequence(), IDS[:60]), whole)
-    assert len(looks) > 3 * len(model.plan.layers)
-    model._layer_s.clear()
+    bench.batch, cutting = bench.engine.batch(Job()), False
+    assert torch.equal(bench.read(whole, IDS[:60]), alone)
+    assert len(looks) == 1
+    cutting = True
+    for count in (59, 1):  # of one row experts are computed where they lie, of more they are sorted
+        sequence = bench.engine.sequence()
+        bench.read(sequence, IDS[: 60 - count])
+        looks.clear()
+        read = bench.read(sequence, IDS[60 - count : 60])
+        assert torch.equal(read, alone[60 - count :])
+        assert len(looks) >= 3 * len(bench.engine.model.plan.layers)
+
+
+def test_a_batch_that_is_abandoned_cuts_the_slice_under_way(qwen):
+    class Job(NoJob):
+        limit = SliceLimit()
+
+    batch = Bench(*qwen).engine.batch(Job())
+    batch.abandon()
+    assert due(Job.limit.address)
+
+
+def test_a_bounded_slice_ends_by_itself():
+    limit = SliceLimit()
+    assert not due(0) and not due(limit.address)
+    limit.begin(bounded=True)
+    assert not due(limit.address)
+    time.sleep(2 * SLICE_S)
+    assert due(limit.address)
+    limit.begin()
+    assert not due(limit.address)
+    limit.cut()
+    assert due(limit.address)
 
 
 def test_an_empty_pool_is_a_draft_of_the_trunk_alone(qwen):
