@@ -41,6 +41,7 @@ _LANES = 16
 _SUMS = 2
 _AHEAD_BYTES, _SHORT_AHEAD_BYTES = 8192, 4096
 _LINE_BYTES = 64
+_MIXED_TOGETHER = 4
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 
 
@@ -325,29 +326,38 @@ def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: A
             pointer_to(builder, kind, at) for kind, at in ((tag, w), (types.float32, x), (types.float32, y))
         )
 
-        def columns(begin: Any, end: Any, lanes: int) -> None:
+        def columns(begin: Any, end: Any, lanes: int, vectors: int = 1) -> None:
+            # Several vectors side by side: each sum waits for its last addition, and so they wait together.
             type_ = ir.VectorType(F32, lanes) if lanes > 1 else F32
-            total = cgutils.alloca_once(builder, type_)
-            with cgutils.for_range_slice(builder, begin, end, constant(lanes), I64) as (at, _):
-                target = builder.gep(out, [at])
+            totals = [cgutils.alloca_once(builder, type_) for _ in range(vectors)]
+            with cgutils.for_range_slice(builder, begin, end, constant(lanes * vectors), I64) as (at, _):
+                places = [builder.add(at, constant(lanes * number)) for number in range(vectors)]
+                targets = [builder.gep(out, [place]) for place in places]
                 if lanes > 1:
-                    target = builder.bitcast(target, type_.as_pointer())
-                builder.store(fill(type_, 0), total)
+                    targets = [builder.bitcast(target, type_.as_pointer()) for target in targets]
+                for total in totals:
+                    builder.store(fill(type_, 0), total)
                 with builder.if_then(builder.icmp_signed("!=", on, constant(0))):
-                    builder.store(builder.load(target, align=4), total)
+                    for target, total in zip(targets, totals, strict=True):
+                        builder.store(builder.load(target, align=4), total)
                 with cgutils.for_range(builder, rows) as loop:
-                    place = builder.add(builder.mul(loop.index, w_stride), at)
+                    row = builder.mul(loop.index, w_stride)
                     factor = builder.load(builder.gep(factors, [loop.index]))
                     if lanes > 1:
                         one = builder.insert_element(ir.Constant(type_, ir.Undefined), factor, ir.Constant(I32, 0))
                         factor = builder.shuffle_vector(one, one, fill(ir.VectorType(I32, lanes), 0))
-                    stored = load_wide(builder, tag, weights, place, lanes)
-                    builder.store(fused(builder, factor, stored, builder.load(total)), total)
-                builder.store(builder.load(total), target, align=4)
+                    for place, total in zip(places, totals, strict=True):
+                        stored = load_wide(builder, tag, weights, builder.add(row, place), lanes)
+                        builder.store(fused(builder, factor, stored, builder.load(total)), total)
+                for target, total in zip(targets, totals, strict=True):
+                    builder.store(builder.load(total), target, align=4)
 
-        vectors = builder.mul(builder.udiv(n, constant(_LANES)), constant(_LANES))
-        columns(constant(0), vectors, _LANES)
-        columns(vectors, n, 1)
+        begin = constant(0)
+        for lanes, vectors in ((_LANES, _MIXED_TOGETHER), (_LANES, 1), (1, 1)):
+            step = constant(lanes * vectors)
+            end = builder.mul(builder.udiv(n, step), step)
+            columns(begin, end, lanes, vectors)
+            begin = end
         return context.get_dummy_value()
 
     return types.void(tag, *[types.int64] * 7), generate

@@ -51,17 +51,24 @@ def normalise(tag: Tag, out: Tag, kind: int, weight: int, bias: int, eps: np.flo
 
 
 @jit
-def rotate(tag: Tag, head: int, cos: int, sin: int, n: int) -> None:
-    """Rotate the first n numbers of a head by its position (arXiv 2104.09864), halves against each other."""
+def rotate(tag: Tag, head: int, cos: int, sin: int, n: int, scratch: int) -> None:
+    """Rotate the first n numbers of a head by its position (arXiv 2104.09864), halves against each other.
+
+    ``scratch`` has room for n / 2 float32. One loop for both halves would not need it, but compilers do not see that
+    nothing overlaps in it, and take one number at a time.
+    """
     half = n // 2
+    low, high = head, head + 4 * half
     for i in range(half):
-        low, high = read(F32_TAG, head, i), read(F32_TAG, head, half + i)
-        low_cos, high_cos = read(F32_TAG, cos, i), read(F32_TAG, cos, half + i)
-        low_sin, high_sin = read(F32_TAG, sin, i), read(F32_TAG, sin, half + i)
-        turned_low = rounded(tag, low * low_cos) + rounded(tag, -high * low_sin)
-        turned_high = rounded(tag, high * high_cos) + rounded(tag, low * high_sin)
-        write(F32_TAG, head, i, rounded(tag, turned_low))
-        write(F32_TAG, head, half + i, rounded(tag, turned_high))
+        turned = rounded(tag, read(F32_TAG, high, i) * read(F32_TAG, cos, half + i))
+        turned += rounded(tag, read(F32_TAG, low, i) * read(F32_TAG, sin, half + i))
+        write(F32_TAG, scratch, i, rounded(tag, turned))
+    for i in range(half):
+        turned = rounded(tag, read(F32_TAG, low, i) * read(F32_TAG, cos, i))
+        turned += rounded(tag, -read(F32_TAG, high, i) * read(F32_TAG, sin, i))
+        write(F32_TAG, low, i, rounded(tag, turned))
+    for i in range(half):
+        write(F32_TAG, high, i, read(F32_TAG, scratch, i))
 
 
 @jit
@@ -91,9 +98,9 @@ def project(tag: Tag, shape: Ints, numbers: Floats, layer: Ints, places: Ints, r
     for r in range(count):
         cos, sin, turned = rows[r, Token.COS], rows[r, Token.SIN], shape[Shape.ROTARY_DIM]
         for j in range(shape[Shape.HEADS]):
-            rotate(tag, q + 4 * (r * wide + j * size), cos, sin, turned)
+            rotate(tag, q + 4 * (r * wide + j * size), cos, sin, turned, places[Place.MIXED])
         for j in range(shape[Shape.KV_HEADS]):
-            rotate(tag, k + 4 * (r * narrow + j * size), cos, sin, turned)
+            rotate(tag, k + 4 * (r * narrow + j * size), cos, sin, turned, places[Place.MIXED])
 
 
 @jit

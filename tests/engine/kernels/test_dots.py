@@ -77,3 +77,25 @@ def test_columns_leave_what_stands_between_their_results(rows):
     columns(primitives.F32_TAG, w.data_ptr(), x.data_ptr(), y.data_ptr(), rows, 19, 40, 30)
     assert torch.equal(y[:, :19], single_sums(primitives.F32_TAG, w, x))
     assert (y[:, 19:] == 7).all()
+
+
+@jit
+def mixed(tag, w, x, y, rows, n, on):
+    dots.mix(tag, w, n, x, y, rows, n, on)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 15, 16, 48, 64, 80, 100, 128, 137])
+@pytest.mark.parametrize("rows", [1, 2, 33])
+def test_a_mixture_goes_row_after_row_whatever_stands_beside_a_number(dtype, n, rows):
+    generator = torch.Generator().manual_seed(n + rows)
+    w, x = torch.randn(rows, n, generator=generator).to(dtype), torch.randn(rows, generator=generator)
+    begun = torch.randn(n, generator=generator)
+    for on in (0, 1):
+        y, expected = begun.clone(), begun.numpy() * np.float32(on)
+        for row in range(rows):
+            expected = np.array(
+                [fma(x[row].numpy(), value, at) for value, at in zip(w[row].float().numpy(), expected, strict=True)]
+            )
+        mixed(primitives.TAGS[dtype], w.data_ptr(), x.data_ptr(), y.data_ptr(), rows, n, on)
+        assert np.array_equal(y.numpy(), expected)
