@@ -16,9 +16,12 @@ from meshmoe.bench_engine.load import Outcome
 from meshmoe.bench_engine.load_figures import LoadFigure, medians, summarise
 from meshmoe.bench_engine.openai_stream import Server, ServerError, ask, node_server, parse_server
 from meshmoe.bench_engine.turns import Progress
-from meshmoe.cli.local_mesh import LocalNode, open_local_mesh
+from meshmoe.cli.local_mesh import START_TIMEOUT_S, LocalNode, open_local_mesh
 from meshmoe.core.config import Topology
 from meshmoe.core.ids import NodeId
+
+READ_BYTES_PER_S = 200e6
+"""Less than what nodes that start together read of a model, also where they fetch it from each other."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,20 @@ class Wanted:
         join: Further flags of ``meshmoe join`` for all nodes.
         compare: Sets of flags; for each of them another mesh takes part, with these flags besides.
         against: Addresses of other servers.
+        on_every_disk: Whether each node has the checkpoint, or only the first.
     """
 
     model: Path | None
     join: str = ""
     compare: Sequence[str] = ()
     against: Sequence[str] = ()
+    on_every_disk: bool = False
+
+    @property
+    def start_timeout_s(self) -> float:
+        """For the nodes of a mesh to serve: they read all of a model, for its digest, and then their parts of it."""
+        files = self.model.glob("*.safetensors") if self.model is not None else ()
+        return START_TIMEOUT_S + sum(file.stat().st_size for file in files) / READ_BYTES_PER_S
 
 
 @asynccontextmanager
@@ -103,11 +114,12 @@ async def open_contestants(
             name = f"meshmoe {extra}".strip()
             progress(f"starting {name}")
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="mm-", ignore_cleanup_errors=True))
-            mesh = await stack.enter_async_context(open_local_mesh(Path(directory)))
+            mesh = await stack.enter_async_context(open_local_mesh(Path(directory), wanted.start_timeout_s))
             flags = [*shlex.split(wanted.join), *shlex.split(extra)]
             own = ["--model", str(wanted.model)] if wanted.model is not None else []
             if topology is not None:
-                await mesh.start_topology(topology, topology_name, flags, own)
+                every = own if wanted.on_every_disk else []
+                await mesh.start_topology(topology, topology_name, [*flags, *every], [] if every else own)
             else:
                 mesh.add("bench", "--capacity", "100%", *flags).start(*own)
                 await mesh.wait_serving()

@@ -205,6 +205,7 @@ def _prefill_table(figures: list[dict[str, Any]]) -> str:
     metavar="SECONDS",
     help="How long each mesh is used before at most, until experts stand where they are used; 0 for not at all.",
 )
+@click.option("--on-every-disk", is_flag=True, help="Each node has --model's files; else they fetch it from the first.")
 @click.option(
     "--drafts", multiple=True, metavar="MODE", help="Ask each mesh in turns with drafts auto, off, lookup or a number."
 )
@@ -219,6 +220,7 @@ def mesh(
     streams: tuple[int, ...],
     max_tokens: int,
     adapt_s: float,
+    on_every_disk: bool,
     drafts: tuple[str, ...],
 ) -> None:
     """Put a load on a mesh over a topology file's links, all of it on this box.
@@ -235,7 +237,7 @@ def mesh(
         raise ConfigError(f"--topology: {parsed.name} has a node without a link")
 
     async def run() -> list[MeshFigure]:
-        wanted = Wanted(model, join, compare, against)
+        wanted = Wanted(model, join, compare, against, on_every_disk)
         found: list[MeshFigure] = []
         async with open_contestants(wanted, parsed, topology, _progress) as contestants:
             for contestant in contestants if adapt_s else ():

@@ -189,8 +189,9 @@ class LocalNode:
 class LocalMesh:
     """Node processes by name; made by `open_local_mesh`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, start_timeout_s: float) -> None:
         self.directory = directory
+        self.start_timeout_s = start_timeout_s
         self.nodes: dict[NodeId, LocalNode] = {}
 
     def add(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> LocalNode:
@@ -227,11 +228,12 @@ class LocalMesh:
 
     async def join_word(self, name: str) -> str:
         """What another node's ``--peer`` takes to join through this one, as soon as it can."""
-        status = await self.nodes[NodeId(name)].wait_status(lambda s: bool(s["model"] and s["peers"]), "listening")
+        node = self.nodes[NodeId(name)]
+        status = await node.wait_status(lambda s: bool(s["model"] and s["peers"]), "listening", self.start_timeout_s)
         word: str = status["join_command"].split()[-1]
         return word
 
-    async def wait_serving(self, *names: str, timeout_s: float = START_TIMEOUT_S) -> None:
+    async def wait_serving(self, *names: str, timeout_s: float | None = None) -> None:
         """Wait until these nodes (all, if none is named) serve, see each other, and every expert has a holder."""
         nodes = [self.nodes[NodeId(name)] for name in names] or list(self.nodes.values())
         expected = {node.name for node in nodes}
@@ -242,12 +244,12 @@ class LocalMesh:
 
         async with trio.open_nursery() as nursery:
             for node in nodes:
-                nursery.start_soon(node.wait_status, met, "serving", timeout_s)
+                nursery.start_soon(node.wait_status, met, "serving", timeout_s or self.start_timeout_s)
 
-    async def wait_settled(self, *names: str, timeout_s: float = START_TIMEOUT_S) -> None:
+    async def wait_settled(self, *names: str, timeout_s: float | None = None) -> None:
         """Wait until all experts are in these nodes' custody, nothing moves, and all agree on who holds what."""
         nodes = [self.nodes[NodeId(name)] for name in names] or list(self.nodes.values())
-        before = None
+        before, timeout_s = None, timeout_s or self.start_timeout_s
         with trio.move_on_after(timeout_s):
             while True:
                 now = _settled_digest([await node.status() for node in nodes])
@@ -272,13 +274,14 @@ def _settled_digest(statuses: list[dict[str, Any]]) -> str | None:
 
 
 @asynccontextmanager
-async def open_local_mesh(directory: Path) -> AsyncIterator[LocalMesh]:
+async def open_local_mesh(directory: Path, start_timeout_s: float = START_TIMEOUT_S) -> AsyncIterator[LocalMesh]:
     """A mesh without nodes; whatever is added and started is stopped when the context is left.
 
     Args:
         directory: For sockets (its path must be short), states and logs.
+        start_timeout_s: For its nodes to serve.
     """
-    mesh = LocalMesh(directory)
+    mesh = LocalMesh(directory, start_timeout_s)
     try:
         yield mesh
     finally:

@@ -111,14 +111,16 @@ class Engine:
         limits: EngineLimits,
         compute: ComputeThread,
         nursery: trio.Nursery,
+        counts: ActivationCounts,
+        lean: LeanEngine | None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.model = model
         self.pool = pool
         self.limits = limits
-        self.counts = ActivationCounts.zeros([layer.n_experts for layer in model.layers])
+        self.counts = counts
         self._clock = clock
-        self._lean = _lean_engine(self, remote)
+        self._lean = lean
         if self._lean is not None:
             self._lean.clock = clock
         self._scheduler = _scheduler(self._lean, compute, nursery, limits.drafts)
@@ -301,21 +303,22 @@ class Engine:
         return self.model.context_length if self._lean is None else self._lean.tokens_max
 
 
-def _lean_engine(engine: Engine, remote: RemoteExperts | None) -> LeanEngine | None:
-    if engine.model.lean is None:
+def _lean_engine(
+    model: MoeModel, pool: ExpertPool, remote: RemoteExperts | None, counts: ActivationCounts, limits: EngineLimits
+) -> LeanEngine | None:
+    if model.lean is None:
         return None
     from meshmoe.engine.lean.batch import LeanEngine  # needs numba, which a model with a lean path has found
 
-    sizes = [layer.n_experts for layer in engine.model.layers]
-    if engine.model.card is not None:
+    sizes = [layer.n_experts for layer in model.layers]
+    asked = limits.kv_cache_bytes
+    if model.card is not None:
         from meshmoe.engine.cuda.engine import CudaEngine
 
-        asked, card = engine.limits.kv_cache_bytes, engine.model.card
-        kv_bytes = card_kv_cache_bytes(engine.model, engine.limits.active_max, engine.pool) if asked is None else asked
-        return CudaEngine(engine.model.lean, card, engine.pool, sizes, remote, engine.counts, kv_bytes)
-    asked = engine.limits.kv_cache_bytes
-    kv_bytes = default_kv_cache_bytes(engine.model, engine.limits.active_max) if asked is None else asked
-    return LeanEngine(engine.model.lean, engine.pool, sizes, remote, engine.counts, kv_bytes)
+        kv_bytes = card_kv_cache_bytes(model, limits.active_max, pool) if asked is None else asked
+        return CudaEngine(model.lean, model.card, pool, sizes, remote, counts, kv_bytes)
+    kv_bytes = default_kv_cache_bytes(model, limits.active_max) if asked is None else asked
+    return LeanEngine(model.lean, pool, sizes, remote, counts, kv_bytes)
 
 
 def _scheduler(
@@ -346,6 +349,9 @@ async def open_engine(
         clock: Seconds by which passes are timed, drafts chosen and requests billed; called on the compute thread, too.
     """
     limits = limits or EngineLimits()
+    counts = ActivationCounts.zeros([layer.n_experts for layer in model.layers])
+    # For a card, kernels are compiled and memory is taken there: seconds, in which the loop answers peers.
+    lean = await trio.to_thread.run_sync(_lean_engine, model, pool, remote, counts, limits)
     async with (
         open_compute(
             threads=limits.threads,
@@ -355,4 +361,4 @@ async def open_engine(
         ) as compute,
         open_service_nursery() as nursery,
     ):
-        yield Engine(model, pool, remote, limits, compute, nursery, clock)
+        yield Engine(model, pool, remote, limits, compute, nursery, counts, lean, clock)

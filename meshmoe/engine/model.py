@@ -40,6 +40,7 @@ class MoeModel:
         tokenizer: Its transformers tokenizer.
         config: Its transformers configuration (of the text model).
         layers: The MoE layers, by ordinal.
+        experts: All routed experts, layer by layer.
         dtype: What trunk and experts compute in.
         context_length: Tokens of prompt and answer together, at most.
         eos_ids: Tokens that end a text.
@@ -53,6 +54,7 @@ class MoeModel:
     tokenizer: Any
     config: Any
     layers: tuple[ExpertsModule, ...]
+    experts: tuple[ExpertId, ...]
     dtype: torch.dtype
     context_length: int
     eos_ids: frozenset[int]
@@ -62,11 +64,6 @@ class MoeModel:
     card: DeviceWeights | None
     _options: dict[str, Any]
     _takes_positions: bool
-
-    @property
-    def experts(self) -> tuple[ExpertId, ...]:
-        """All routed experts, layer by layer."""
-        return tuple(ExpertId(layer.layer, index) for layer in self.layers for index in range(layer.n_experts))
 
     @property
     def vocabulary_size(self) -> int:
@@ -128,6 +125,7 @@ def load_moe_model(
         tokenizer=tokenizer,
         config=source.config,
         layers=layers,
+        experts=tuple(ExpertId(layer.layer, index) for layer in layers for index in range(layer.n_experts)),
         dtype=dtype,
         context_length=source.context_length,
         eos_ids=_eos_ids(trunk, tokenizer),

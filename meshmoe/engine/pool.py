@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -106,6 +107,8 @@ class ExpertPool:
         self._size_bytes: dict[ExpertId, int] = {}
         self._reserved: dict[ExpertId, Reservation] = {}
         self._used_bytes = 0
+        self._has_room = False
+        """Whether the device was asked for the room, see `_take_room`."""
         self._listeners: list[Listener] = []
 
     @property
@@ -181,6 +184,16 @@ class ExpertPool:
         with self.reserve(expert, weights_bytes(weights)) as reservation:
             reservation.commit(weights)
 
+    def placed(self, weights: ExpertWeights) -> ExpertWeights:
+        """The same weights as the pool keeps them: aligned, and on its device.
+
+        On any thread: a copy to a card waits for what the card does, which the trio thread should not.
+        """
+        if self.device is not None:
+            self._take_room(self.device)
+            weights = {name: tensor.to(self.device) for name, tensor in weights.items()}
+        return {name: _aligned(tensor) for name, tensor in weights.items()}
+
     def evict(self, expert: ExpertId) -> bool:
         """Drop an expert; layers that are being computed with it at this moment still finish.
 
@@ -204,13 +217,24 @@ class ExpertPool:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    def _take_room(self, device: torch.device) -> None:
+        """Have torch ask the card for all of the capacity in one piece, out of which experts are cut then.
+
+        Else it asks for 20 MiB at a time, into which two experts of 9 MiB fit: a tenth of the card is lost.
+        """
+        with self._lock:
+            if self._has_room:
+                return
+            self._has_room = True
+        # Where there is not that much the experts themselves will tell.
+        with contextlib.suppress(torch.OutOfMemoryError):
+            torch.empty(self.capacity_bytes + self.capacity_bytes // 64, dtype=torch.uint8, device=device)
+
     def _free_bytes(self) -> int:
         return self.capacity_bytes - self._used_bytes - sum(r.size_bytes for r in self._reserved.values())
 
     def _commit(self, reservation: Reservation, weights: ExpertWeights) -> None:
-        if self.device is not None:
-            weights = {name: tensor.to(self.device) for name, tensor in weights.items()}
-        weights = {name: _aligned(tensor) for name, tensor in weights.items()}
+        weights = self.placed(weights)
         size_bytes, expert = weights_bytes(weights), reservation.expert
         with self._lock:
             if self._reserved.get(expert) is not reservation:

@@ -31,3 +31,17 @@ class HoldingsNews:
         ]
         self._told = {layer: frozenset(indices) for layer, indices in layers.items()}
         return changed
+
+    def of_one(self, expert: ExpertId, resident: bool) -> list[Holdings]:
+        """What there is to tell when one expert has come or gone; looks at its layer only.
+
+        Args:
+            expert: Which.
+            resident: Whether it is resident now.
+        """
+        before = self._told.get(expert.layer, frozenset())
+        now = before | {expert.index} if resident else before - {expert.index}
+        if now == before:
+            return []
+        self._told[expert.layer] = now
+        return [Holdings.of(expert.layer, now)]

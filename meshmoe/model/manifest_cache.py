@@ -34,7 +34,8 @@ from meshmoe.model.unit_files import read_range
 from meshmoe.model.unit_names import MODEL_FILES, digest_of, new_digest
 
 _CHUNK_BYTES = 4 << 20
-_WORKERS_MAX = 4
+_WORKERS_MAX = 16
+"""Threads that digest experts, where there are so many processors; each has one expert in memory."""
 
 
 class _Remembered(msgspec.Struct, frozen=True, array_like=True):
@@ -115,7 +116,7 @@ def compute_manifest(source: WeightSource, progress: Progress | None = None) -> 
     def digest_expert(expert: ExpertId) -> bytes:
         return digest_of(source.read_expert_unit(expert))
 
-    pool = ThreadPoolExecutor(min(_WORKERS_MAX, os.cpu_count() or 1), thread_name_prefix="meshmoe-digest")
+    pool = ThreadPoolExecutor(min(_WORKERS_MAX, len(os.sched_getaffinity(0))), thread_name_prefix="meshmoe-digest")
     try:
         experts = layout.experts()
         for expert, digest in zip(experts, pool.map(digest_expert, experts), strict=True):

@@ -56,6 +56,12 @@ class GossipDriver:
         if changed:
             self.publish(*changed)
 
+    def publish_holding(self, expert: ExpertId, resident: bool) -> None:
+        """The same when one expert has come or gone: all of a large model's come one by one at the start."""
+        changed = self._holdings_news.of_one(expert, resident)
+        if changed:
+            self.publish(*changed)
+
     async def run(self) -> None:
         """Tick until cancelled."""
         await self._ticker.run(self.machine.next_deadline, lambda: self.feed(Tick()))

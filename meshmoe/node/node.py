@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from meshmoe import __version__
 from meshmoe.core.errors import JoinError, MeshmoeError, RequestError
-from meshmoe.core.ids import NodeId
+from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.core.links import LinkShape
 from meshmoe.custody import Life
 from meshmoe.engine.compute import ComputeError
@@ -45,7 +45,14 @@ from meshmoe.node.meters import Meters
 from meshmoe.node.model_source import ModelSource, bundled_if, fetch_model, open_model
 from meshmoe.node.outfit import begin_custody, begin_placement, connect_engine, make_pool, open_express
 from meshmoe.node.parts import Parts, wire_parts
-from meshmoe.node.reporting import NotReadyError, join_command, node_status, own_addresses, readiness_problem
+from meshmoe.node.reporting import (
+    LackingKey,
+    NotReadyError,
+    join_command,
+    node_status,
+    own_addresses,
+    readiness_problem,
+)
 from meshmoe.node.reporting_mesh import CoverageKey
 from meshmoe.node.security import Security
 from meshmoe.node.serving import Serving
@@ -88,6 +95,8 @@ class Node:
         self._nursery: trio.Nursery | None = None
         self.coverage: tuple[CoverageKey, CoverageStatus] | None = None
         """Kept for the next status: see `meshmoe.node.reporting_mesh.coverage_status`."""
+        self.lacking: tuple[LackingKey, list[ExpertId]] | None = None
+        """The same for the next request: see `meshmoe.node.reporting`."""
         self._link_news: LinkNews | None = None
         self.expert_times: ExpertTimes | None = None
         self._rng = Random(settings.seed)

@@ -120,8 +120,8 @@ def connect_engine(parts: Parts, engine: Engine, pool: ExpertPool) -> None:
     async def compute_here(call: LayerCall, rows: dict[int, list[int]]) -> dict[int, torch.Tensor]:
         return await answer_call(engine, call._replace(rows=rows), deadline=math.inf)
 
-    def holdings_changed(_: PoolChange) -> None:
-        parts.gossip.publish_holdings(pool.experts())
+    def holdings_changed(change: PoolChange) -> None:
+        parts.gossip.publish_holding(change.expert, change.resident)
         parts.mesh.announce_change()
 
     parts.expert_client.resident = pool.__contains__

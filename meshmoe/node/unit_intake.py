@@ -28,6 +28,7 @@ from meshmoe.custody import (
     UnitOpened,
 )
 from meshmoe.engine.pool import ExpertPool
+from meshmoe.model.experts_modules import ExpertWeights
 from meshmoe.model.loading import load_expert
 from meshmoe.model.source import WeightSource
 from meshmoe.model.store import PartialStore
@@ -201,12 +202,14 @@ class UnitIntake:
                 await trio.to_thread.run_sync(self._source.finish, unit)
                 self._feed(self.on_disk())
             with self._pool.reserve(expert, self._expert_bytes[expert]) as reservation:
-                weights = await trio.to_thread.run_sync(load_expert, self._source, expert, self._dtype)
-                reservation.commit(weights)
+                reservation.commit(await trio.to_thread.run_sync(self._read, expert))
         except MeshmoeError as error:
             self._failed(expert, error)
         else:
             self._feed(UnitLoaded(expert))
+
+    def _read(self, expert: ExpertId) -> ExpertWeights:
+        return self._pool.placed(load_expert(self._source, expert, self._dtype))
 
     def _failed(self, expert: ExpertId, error: MeshmoeError) -> None:
         logger.warning("expert %s cannot be brought in: %s", expert, error)

@@ -1,11 +1,19 @@
 """``meshmoe bench serve`` and ``mesh`` with real node processes, as small as can be."""
 
 import json
+import os
+from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import pytest
+import trio
 from click.testing import CliRunner
 
+from meshmoe.cli import bench_contest
 from meshmoe.cli.bench import bench
+from meshmoe.cli.bench_contest import Wanted, open_contestants
+from meshmoe.cli.local_mesh import START_TIMEOUT_S
+from meshmoe.core.config import parse_topology
 from meshmoe.model.tiny import make_tiny_checkpoint
 
 pytestmark = pytest.mark.mesh
@@ -52,3 +60,34 @@ def test_a_node_that_reads_prompts_beside_its_streams(tmp_path):
     assert figure["tokens"] == 16
     assert figure["beside_p50_ms"] > 0
     assert figure["loop_late_p99_ms"] > 0
+
+
+@pytest.mark.parametrize("on_every_disk", [False, True])
+def test_who_has_the_files_and_how_long_they_may_be_read(tmp_path, monkeypatch, on_every_disk):
+    (tmp_path / "pair.toml").write_text(TOPOLOGY)
+    (tmp_path / "model.safetensors").touch()
+    os.truncate(tmp_path / "model.safetensors", 20_000_000_000)
+    topology = parse_topology(TOPOLOGY, "pair.toml")
+    seen = []
+
+    class Mesh:
+        nodes: ClassVar = {}
+
+        async def start_topology(self, topology, name, flags, first_flags):
+            seen.append((flags, first_flags))
+
+    @asynccontextmanager
+    async def open_mesh(directory, start_timeout_s):
+        seen.append(start_timeout_s)
+        yield Mesh()
+
+    async def main():
+        wanted = Wanted(tmp_path, "--device cuda", on_every_disk=on_every_disk)
+        async with open_contestants(wanted, topology, "pair.toml", lambda _: None):
+            pass
+
+    monkeypatch.setattr(bench_contest, "open_local_mesh", open_mesh)
+    trio.run(main)
+    files = ["--model", str(tmp_path)]
+    every, first = (files, []) if on_every_disk else ([], files)
+    assert seen == [START_TIMEOUT_S + 100, (["--device", "cuda", *every], first)]

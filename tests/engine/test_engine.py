@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
+import trio
 
+import meshmoe.engine.engine as engine_module
 from meshmoe.core.errors import RequestError
 from meshmoe.engine.engine import open_engine
 from meshmoe.engine.request import FinishEvent, TokenEvent
-from tests.engine.support import complete, request, with_engine
+from tests.engine.support import complete, edge, edge_pool, request, with_engine
 
 
 def test_the_bundled_model_writes_sensible_text():
@@ -114,3 +117,31 @@ def test_the_finish_event_is_the_last():
         assert [type(event) for event in seen] == [TokenEvent] * 3 + [FinishEvent]
 
     with_engine(test)
+
+
+def test_the_loop_goes_on_while_memory_is_taken_and_kernels_are_compiled(monkeypatch):
+    # On a card that takes seconds, and a node that answers no probe meanwhile is suspected.
+    real, ticks = engine_module._lean_engine, []
+
+    def slow(*args):
+        until = len(ticks) + 3
+        for _ in range(1000):
+            if len(ticks) >= until:
+                return real(*args)
+            time.sleep(0.01)
+        raise AssertionError("the loop stood still")
+
+    async def main():
+        async def tick():
+            while True:
+                ticks.append(1)
+                await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tick)
+            async with open_engine(edge()[1], edge_pool()) as engine:
+                assert engine.stats().cache_capacity_bytes
+            nursery.cancel_scope.cancel()
+
+    monkeypatch.setattr(engine_module, "_lean_engine", slow)
+    trio.run(main)

@@ -8,6 +8,7 @@ from typing import Any
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.gossip.values import Holdings
 from meshmoe.gossip.view import View
+from meshmoe.node.reporting import readiness_problem
 from meshmoe.node.reporting_mesh import coverage_status
 
 ME, OTHER = NodeId("a"), NodeId("b")
@@ -61,3 +62,36 @@ def test_kept_until_something_changes() -> None:
 
     view.hide(OTHER)
     assert holders() == [[0], [0], [], []]
+
+
+def test_whether_every_expert_has_a_holder_follows_every_change() -> None:
+    view, pool, experts = View(), Pool(), [ExpertId(0, i) for i in range(3)]
+    node: Any = SimpleNamespace(
+        phase="serving",
+        lacking=None,
+        pool=pool,
+        model=SimpleNamespace(experts=experts),
+        settings=SimpleNamespace(node=ME),
+        serving=SimpleNamespace(engine=object()),
+        parts=SimpleNamespace(
+            custody=SimpleNamespace(machine=SimpleNamespace(missing_bytes=0), lost=set[ExpertId]()),
+            gossip=SimpleNamespace(view=view),
+        ),
+    )
+
+    def lacking() -> str:
+        return str(readiness_problem(node) or "none").split(" ", 1)[0]
+
+    view.show(OTHER, 1, suspect=False, values={})
+    assert lacking() == "3"
+    view.set(OTHER, "holdings/0", Holdings.of(0, [1, 2]))
+    assert lacking() == "1"
+    kept = node.lacking
+    assert (lacking(), node.lacking) == ("1", kept)
+    pool.add(ExpertId(0, 0))
+    pool.used_bytes = 100
+    assert lacking() == "none"
+    view.hide(OTHER)
+    assert lacking() == "2"
+    node.parts.custody.lost.update(experts)
+    assert lacking() == "none"

@@ -1,6 +1,7 @@
 """Pieces of weights, whose requests and answers may overtake each other, reach custody in the order asked for."""
 
 import random
+import threading
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import trio.testing
 
 from meshmoe.core.errors import PeerError
 from meshmoe.core.ids import ExpertId, NodeId
-from meshmoe.custody import PieceArrived, PieceFailed, RequestPiece
+from meshmoe.custody import PieceArrived, PieceFailed, RequestPiece, UnitLoaded
+from meshmoe.engine.pool import ExpertPool
 from meshmoe.node.unit_intake import UnitIntake
 
 EXPERT, OTHER, PEER = ExpertId(0, 1), ExpertId(0, 2), NodeId("peer")
@@ -67,3 +69,33 @@ def test_a_piece_that_fails_is_told_in_its_place():
     for expert, events in outcomes(7, offsets, failing=(PIECE,)).items():
         assert [type(event) for event in events] == [PieceArrived, PieceFailed, PieceArrived, PieceArrived]
         assert events[1] == PieceFailed(expert, PEER)
+
+
+def test_weights_go_to_their_place_on_a_thread_of_their_own(monkeypatch):
+    # A copy to a card waits for the card; nobody's probes may wait with it.
+    class Pool(ExpertPool):
+        def placed(self, weights):
+            places.append(threading.current_thread())
+            return super().placed(weights)
+
+    class Whole(Source):
+        def has_expert(self, expert):
+            return True
+
+    pool, places, told, weights = Pool(PIECE), [], [], {"down_proj": torch.arange(16.0)}
+    monkeypatch.setattr("meshmoe.node.unit_intake.load_expert", lambda source, expert, dtype: weights)
+
+    async def main():
+        intake = UnitIntake(Whole(), pool, Client(0), {EXPERT: 64}, torch.float32, told.append)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(intake.run)
+            await trio.testing.wait_all_tasks_blocked()
+            intake.load(EXPERT)
+            while not told:
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert told == [UnitLoaded(EXPERT)]
+    assert pool.get(EXPERT)["down_proj"].equal(torch.arange(16.0))
+    assert places[0] is not threading.current_thread()  # committing looks again, and finds nothing to do

@@ -44,6 +44,18 @@ def card(dtype, share):
     return model, pool
 
 
+def test_experts_take_no_more_of_the_card_than_they_are_given():
+    size = 6 << 20
+    pool = ExpertPool(40 * 3 * size // 2, CARD)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for index in range(40):
+        weights = {"gate_up_proj": torch.empty(size // 2).bfloat16(), "down_proj": torch.empty(size // 4).bfloat16()}
+        pool.add(ExpertId(0, index), weights)
+    assert pool.free_bytes == 0
+    assert torch.cuda.memory_reserved() - before < 1.05 * pool.capacity_bytes
+
+
 async def texts(engine):
     found = {}
 
