@@ -7,6 +7,7 @@ answered at once.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import ipaddress
 import logging
 import re
@@ -269,9 +270,12 @@ async def _live(settings: NodeSettings, discovery: bool, log: Log) -> None:
 
 async def _live_announced(settings: NodeSettings, beacon: Beacon | None, log: Log) -> None:
     # Takes seconds, in which discovery listens on threads of its own.
+    gc.disable()
     from meshmoe.api.server import serve_api
     from meshmoe.node.node import Node
 
+    _leave_to_last()
+    gc.enable()
     console = log.console()
     if beacon is not None and not settings.peers and settings.model is None:
         known = not settings.insecure and was_member(settings.state_dir)
@@ -304,12 +308,23 @@ async def _live_announced(settings: NodeSettings, beacon: Beacon | None, log: Lo
         nursery.cancel_scope.cancel()
 
 
+def _leave_to_last() -> None:
+    """Have no collection of garbage look again at what is here now: it lasts as long as the node.
+
+    With torch and transformers that is half a million objects. A full collection that looked at them all would keep the
+    event loop waiting for 0.4 s, now and then [measured].
+    """
+    gc.freeze()
+
+
 async def _announce(node: Node, http: tuple[str, int] | None, console: Console, beacon: Beacon | None) -> None:
     with trio.CancelScope() as progress_scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_show_progress, node, console)
             await node.ready.wait()
             progress_scope.cancel()
+    gc.collect()  # of what loading left, before it would last, too
+    _leave_to_last()
     status = node.status()
     assert status.model is not None
     if beacon is not None and node.parts is not None:
