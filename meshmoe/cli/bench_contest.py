@@ -81,6 +81,7 @@ class Wanted:
         compare: Sets of flags; for each of them another mesh takes part, with these flags besides.
         against: Addresses of other servers.
         on_every_disk: Whether each node has the checkpoint, or only the first.
+        settle_s: See `LocalMesh.start_topology`.
     """
 
     model: Path | None
@@ -88,6 +89,7 @@ class Wanted:
     compare: Sequence[str] = ()
     against: Sequence[str] = ()
     on_every_disk: bool = False
+    settle_s: float | None = None
 
     @property
     def start_timeout_s(self) -> float:
@@ -119,7 +121,11 @@ async def open_contestants(
             own = ["--model", str(wanted.model)] if wanted.model is not None else []
             if topology is not None:
                 every = own if wanted.on_every_disk else []
-                await mesh.start_topology(topology, topology_name, [*flags, *every], [] if every else own)
+                flags += every
+                settled = await mesh.start_topology(
+                    topology, topology_name, flags, [] if every else own, wanted.settle_s
+                )
+                progress(f"{name} serves" + ("" if settled else ", and experts still move"))
             else:
                 mesh.add("bench", "--capacity", "100%", *flags).start(*own)
                 await mesh.wait_serving()

@@ -207,6 +207,13 @@ def _prefill_table(figures: list[dict[str, Any]]) -> str:
 )
 @click.option("--on-every-disk", is_flag=True, help="Each node has --model's files; else they fetch it from the first.")
 @click.option(
+    "--settle",
+    "settle_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Measure after so long although experts still move.  [default: fail if they do after minutes]",
+)
+@click.option(
     "--drafts", multiple=True, metavar="MODE", help="Ask each mesh in turns with drafts auto, off, lookup or a number."
 )
 def mesh(
@@ -221,6 +228,7 @@ def mesh(
     max_tokens: int,
     adapt_s: float,
     on_every_disk: bool,
+    settle_s: float | None,
     drafts: tuple[str, ...],
 ) -> None:
     """Put a load on a mesh over a topology file's links, all of it on this box.
@@ -237,7 +245,7 @@ def mesh(
         raise ConfigError(f"--topology: {parsed.name} has a node without a link")
 
     async def run() -> list[MeshFigure]:
-        wanted = Wanted(model, join, compare, against, on_every_disk)
+        wanted = Wanted(model, join, compare, against, on_every_disk, settle_s)
         found: list[MeshFigure] = []
         async with open_contestants(wanted, parsed, topology, _progress) as contestants:
             for contestant in contestants if adapt_s else ():

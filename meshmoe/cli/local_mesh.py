@@ -202,8 +202,13 @@ class LocalMesh:
         return node
 
     async def start_topology(
-        self, topology: Topology, topology_name: str, flags: Sequence[str] = (), first_flags: Sequence[str] = ()
-    ) -> None:
+        self,
+        topology: Topology,
+        topology_name: str,
+        flags: Sequence[str] = (),
+        first_flags: Sequence[str] = (),
+        settle_s: float | None = None,
+    ) -> bool:
         """Start every node of a topology over its emulated links, and wait until they serve and nothing moves.
 
         Args:
@@ -211,6 +216,10 @@ class LocalMesh:
             topology_name: The file, for the nodes.
             flags: Further flags of ``meshmoe join``, of all nodes.
             first_flags: Further flags of the first node, which begins the mesh.
+            settle_s: For how long to wait at most until nothing moves; None for as long as a start may take.
+
+        Returns:
+            Whether nothing moves; without ``settle_s`` it raises if something does.
         """
         for name, node in topology.nodes.items():
             arguments = ["--links", topology_name]
@@ -224,7 +233,13 @@ class LocalMesh:
         for name in others:
             self.nodes[name].start("--peer", address)
         await self.wait_serving(*topology.nodes)
-        await self.wait_settled(*topology.nodes)
+        try:
+            await self.wait_settled(*topology.nodes, timeout_s=settle_s)
+        except NodeFailedError:
+            if settle_s is None:
+                raise
+            return False
+        return True
 
     async def join_word(self, name: str) -> str:
         """What another node's ``--peer`` takes to join through this one, as soon as it can."""

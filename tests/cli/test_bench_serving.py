@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from meshmoe.cli import bench_contest
 from meshmoe.cli.bench import bench
 from meshmoe.cli.bench_contest import Wanted, open_contestants
-from meshmoe.cli.local_mesh import START_TIMEOUT_S
+from meshmoe.cli.local_mesh import START_TIMEOUT_S, LocalMesh, LocalNode, NodeFailedError
 from meshmoe.core.config import parse_topology
 from meshmoe.model.tiny import make_tiny_checkpoint
 
@@ -68,13 +68,14 @@ def test_who_has_the_files_and_how_long_they_may_be_read(tmp_path, monkeypatch, 
     (tmp_path / "model.safetensors").touch()
     os.truncate(tmp_path / "model.safetensors", 20_000_000_000)
     topology = parse_topology(TOPOLOGY, "pair.toml")
-    seen = []
+    seen, words = [], []
 
     class Mesh:
         nodes: ClassVar = {}
 
-        async def start_topology(self, topology, name, flags, first_flags):
-            seen.append((flags, first_flags))
+        async def start_topology(self, topology, name, flags, first_flags, settle_s):
+            seen.append((flags, first_flags, settle_s))
+            return not on_every_disk
 
     @asynccontextmanager
     async def open_mesh(directory, start_timeout_s):
@@ -82,12 +83,40 @@ def test_who_has_the_files_and_how_long_they_may_be_read(tmp_path, monkeypatch, 
         yield Mesh()
 
     async def main():
-        wanted = Wanted(tmp_path, "--device cuda", on_every_disk=on_every_disk)
-        async with open_contestants(wanted, topology, "pair.toml", lambda _: None):
+        wanted = Wanted(tmp_path, "--device cuda", on_every_disk=on_every_disk, settle_s=9)
+        async with open_contestants(wanted, topology, "pair.toml", words.append):
             pass
 
     monkeypatch.setattr(bench_contest, "open_local_mesh", open_mesh)
     trio.run(main)
     files = ["--model", str(tmp_path)]
     every, first = (files, []) if on_every_disk else ([], files)
-    assert seen == [START_TIMEOUT_S + 100, (["--device", "cuda", *every], first)]
+    assert seen == [START_TIMEOUT_S + 100, (["--device", "cuda", *every], first, 9)]
+    assert words[-1] == "meshmoe serves" + (", and experts still move" if on_every_disk else "")
+
+
+@pytest.mark.parametrize("settle_s", [None, 0.2])
+def test_experts_that_still_move_are_told_or_fail(tmp_path, monkeypatch, settle_s):
+    async def serving(self, *names):
+        pass
+
+    async def moving(self, *names, timeout_s):
+        raise NodeFailedError(f"moves after {timeout_s} s")
+
+    async def word(self, name):
+        return "127.0.0.1:1"
+
+    monkeypatch.setattr(LocalMesh, "wait_serving", serving)
+    monkeypatch.setattr(LocalMesh, "wait_settled", moving)
+    monkeypatch.setattr(LocalMesh, "join_word", word)
+    monkeypatch.setattr(LocalNode, "start", lambda self, *extra: None)
+
+    async def main():
+        topology = parse_topology(TOPOLOGY, "pair.toml")
+        return await LocalMesh(tmp_path, 1.0).start_topology(topology, "pair.toml", settle_s=settle_s)
+
+    if settle_s is None:
+        with pytest.raises(NodeFailedError, match="moves after None s"):
+            trio.run(main)
+    else:
+        assert trio.run(main) is False
