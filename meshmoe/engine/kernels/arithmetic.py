@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from meshmoe.engine.kernels.apart import ROWS_EACH, STREAMS, dots_apart
 from meshmoe.engine.kernels.compiling import jit
 from meshmoe.engine.kernels.dots import (
     COLUMN,
+    LANES,
     LONG_VECTORS,
+    READS_APART,
     dots_1x1,
     dots_2x2,
     dots_2x4,
@@ -135,6 +138,11 @@ def columns(tag: Tag, w: int, x: int, y: int, rows: int, n: int, k: int, y_strid
     """As `product` of up to `TILE_ROWS` rows, where rows of ``y`` stand ``y_stride`` numbers apart."""
     out_of_line()
     size, j = size_of(tag) * k, 0
+    if READS_APART and rows == 1 and size >= _SHORT_BYTES and k % LANES == 0:
+        apart = n // COLUMN * ROWS_EACH
+        for i in range(0, apart, ROWS_EACH):
+            dots_apart(tag, w + i * size, x, y + 4 * i, apart, k)
+        j = STREAMS * apart
     while j + COLUMN <= n:
         at_w, at_y = w + j * size, y + 4 * j
         if rows == 1 and size < _SHORT_BYTES:

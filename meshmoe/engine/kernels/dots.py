@@ -37,7 +37,7 @@ from meshmoe.engine.kernels.primitives import (
     stored,
 )
 
-_LANES = 16
+LANES = 16
 _SUMS = 2
 _AHEAD_BYTES, _SHORT_AHEAD_BYTES = 8192, 4096
 _LINE_BYTES = 64
@@ -63,7 +63,7 @@ def _prefetch(builder: Any, pointer: Any) -> None:
     builder.call(function, [builder.bitcast(pointer, _BYTE_POINTER), *arguments])
 
 
-def _halved_sums(builder: Any, vectors: list[Any]) -> Any:
+def halved_sums(builder: Any, vectors: list[Any]) -> Any:
     """A vector of each vector's sum, halves onto halves; of several at once, which takes a third of the instructions.
 
     Halves of two vectors stand in one: a step then adds for both, and later ones for four and for eight. Which numbers
@@ -97,7 +97,7 @@ class _Sums:
     """Running sums of one (weight row, activation row) pair."""
 
     def __init__(self, builder: Any) -> None:
-        vector = ir.VectorType(F32, _LANES)
+        vector = ir.VectorType(F32, LANES)
         self.vectors = [cgutils.alloca_once(builder, vector) for _ in range(_SUMS)]
         for place in self.vectors:
             builder.store(fill(vector, 0), place)
@@ -108,15 +108,15 @@ def _load_pairs(builder: Any, pointer: Any, at: Any, lanes: int) -> Any:
     place = builder.gep(pointer, [at])
     pairs = ir.VectorType(I32, lanes)
     loaded = builder.load(builder.bitcast(place, pairs.as_pointer()), align=2)
-    if lanes == _LANES:
+    if lanes == LANES:
         return loaded
-    order = ir.Constant(ir.VectorType(I32, _LANES), list(range(_LANES)))
+    order = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
     return builder.shuffle_vector(loaded, fill(pairs, 0), order)
 
 
 def _add_pairs(builder: Any, w: Any, x: Any, total: Any) -> Any:
     if _has("avx512bf16"):
-        numbers = ir.VectorType(_Bfloat(), 2 * _LANES)
+        numbers = ir.VectorType(_Bfloat(), 2 * LANES)
         signature = ir.FunctionType(total.type, [total.type, numbers, numbers])
         function = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512")
         return builder.call(function, [total, builder.bitcast(w, numbers), builder.bitcast(x, numbers)])
@@ -126,7 +126,7 @@ def _add_pairs(builder: Any, w: Any, x: Any, total: Any) -> Any:
     return fused(builder, firsts[0], firsts[1], fused(builder, seconds[0], seconds[1], total))
 
 
-def _emit_vectors(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ahead: int) -> tuple[list[Any], Any]:
+def emit_vectors(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ahead: int) -> tuple[list[Any], Any]:
     """Code for a vector of running sums of each row of ``w`` (pointers) with each row of ``x``; w's rows outermost.
 
     Memory is asked for what stands ``ahead`` bytes behind, unless it is 0. Also returned is how many of the ``n``
@@ -134,12 +134,12 @@ def _emit_vectors(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ah
     """
     sums = [[_Sums(builder) for _ in x] for _ in w]
     paired = tag == types.uint16
-    width = 2 * _LANES if paired else _LANES
+    width = 2 * LANES if paired else LANES
 
     def load(row: Any, at: Any, lanes: int) -> Any:
         return _load_pairs(builder, row, at, lanes) if paired else load_wide(builder, tag, row, at, lanes)
 
-    def add(at: Any, vector: int, lanes: int = _LANES) -> None:
+    def add(at: Any, vector: int, lanes: int = LANES) -> None:
         activations = [load(row, at, lanes) for row in x]
         for weights, row_sums in zip(w, sums, strict=True):
             loaded = load(weights, at, lanes)
@@ -166,15 +166,15 @@ def _emit_vectors(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any, ah
         whole, half = vectors, constant(width // 2)
         vectors = builder.mul(builder.udiv(n, half), half)
         with cgutils.for_range_slice(builder, whole, vectors, half, I64) as (at, _):
-            add(at, 0, _LANES // 2)
+            add(at, 0, LANES // 2)
     every = [pair for row_sums in sums for pair in row_sums]
     return [builder.fadd(*(builder.load(place) for place in pair.vectors)) for pair in every], vectors
 
 
 def _emit_dots(builder: Any, tag: Any, w: list[Any], x: list[Any], n: Any) -> list[Any]:
     """Code for all sums of products of the rows ``w`` (pointers) with the rows ``x``; w's rows outermost."""
-    added, summed = _emit_vectors(builder, tag, w, x, n, ahead=0)
-    halved = _halved_sums(builder, added)
+    added, summed = emit_vectors(builder, tag, w, x, n, ahead=0)
+    halved = halved_sums(builder, added)
     totals = [cgutils.alloca_once(builder, F32) for _ in added]
     for lane, total in enumerate(totals):
         builder.store(builder.extract_element(halved, ir.Constant(I32, lane)), total)
@@ -232,6 +232,9 @@ dots_2x4: Dots = cast(Dots, _make_dots(2, 4))
 LONG_VECTORS = _has("avx512f")
 """Whether a vector of 16 is one register here and there are 32 of them: then more rows are computed at once."""
 
+READS_APART = LONG_VECTORS and not _has("avx512bf16")
+"""Whether memory comes faster from several places at once (`apart`): measured on one kind of CPU, which has these."""
+
 COLUMN = 8
 """Rows of weights that the functions `dots_column1` to `dots_column4` take."""
 
@@ -248,23 +251,23 @@ def _make_column(x_rows: int, w_rows: int = 1) -> Any:
             _tag, w, w_stride, x, x_stride, y, y_stride, n = arguments
             activations, out = _rows(builder, tag, x, x_stride, x_rows), pointer_to(builder, types.float32, y)
             stride, count = builder.mul(w_stride, constant(stored(tag)[1])), constant(COLUMN)
-            kept = cgutils.alloca_once(builder, ir.VectorType(F32, _LANES), x_rows * COLUMN)
+            kept = cgutils.alloca_once(builder, ir.VectorType(F32, LANES), x_rows * COLUMN)
 
             def weights(number: Any) -> Any:
                 return pointer_to(builder, tag, builder.add(w, builder.mul(stride, number)))
 
             with cgutils.for_range_slice(builder, constant(0), count, constant(w_rows), I64) as (at, _):
                 together = [weights(builder.add(at, constant(number))) for number in range(w_rows)]
-                added, _ = _emit_vectors(builder, tag, together, activations, n, ahead)
+                added, _ = emit_vectors(builder, tag, together, activations, n, ahead)
                 for number, vector in enumerate(added):
                     place = constant(number // x_rows + number % x_rows * COLUMN)
                     builder.store(vector, builder.gep(kept, [builder.add(at, place)]))
             for row in range(x_rows):
                 places = [builder.gep(kept, [constant(row * COLUMN + number)]) for number in range(COLUMN)]
-                halved = _halved_sums(builder, [builder.load(place) for place in places])
+                halved = halved_sums(builder, [builder.load(place) for place in places])
                 to = builder.gep(out, [builder.mul(y_stride, constant(row))])
                 builder.store(halved, builder.bitcast(to, halved.type.as_pointer()), align=4)
-            width = constant(_LANES)
+            width = constant(LANES)
             summed = builder.mul(builder.udiv(n, width), width)
             with builder.if_then(builder.icmp_signed("<", summed, n)), cgutils.for_range(builder, count) as loop:
                 pointer = weights(loop.index)
@@ -353,7 +356,7 @@ def _mix(_context: Any, tag: Any, w: Any, w_stride: Any, x: Any, y: Any, rows: A
                     builder.store(builder.load(total), target, align=4)
 
         begin = constant(0)
-        for lanes, vectors in ((_LANES, _MIXED_TOGETHER), (_LANES, 1), (1, 1)):
+        for lanes, vectors in ((LANES, _MIXED_TOGETHER), (LANES, 1), (1, 1)):
             step = constant(lanes * vectors)
             end = builder.mul(builder.udiv(n, step), step)
             columns(begin, end, lanes, vectors)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from meshmoe.engine.kernels import dots, primitives
+from meshmoe.engine.kernels.apart import dots_apart
 from meshmoe.engine.kernels.arithmetic import columns, product
 from meshmoe.engine.kernels.compiling import jit
 
@@ -62,13 +63,29 @@ def single_sums(tag, w, x):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 18])
-@pytest.mark.parametrize("n,k", [(1, 16), (7, 100), (8, 64), (19, 48), (33, 77), (24, 2048)])
+@pytest.mark.parametrize("n,k", [(1, 16), (7, 100), (8, 64), (19, 48), (33, 77), (24, 2048), (29, 528)])
 def test_a_product_is_made_of_these_sums(dtype, rows, n, k):
     generator = torch.Generator().manual_seed(rows)
     w, x = (torch.randn(count, k, generator=generator).to(dtype) for count in (n, rows))
     y, tag = torch.full((rows, n), torch.nan), primitives.TAGS[dtype]
     product(tag, w.data_ptr(), x.data_ptr(), y.data_ptr(), rows, n, k)
     assert torch.equal(y, single_sums(tag, w, x))
+
+
+@jit
+def one_apart(tag, w, x, y, apart, n):
+    dots_apart(tag, w, x, y, apart, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [16, 48, 64, 528])
+def test_sums_read_in_several_places_at_once_are_these_sums(dtype, k):
+    apart, tag = 6, primitives.TAGS[dtype]
+    w, x, y = torch.randn(4 * apart, k).to(dtype), torch.randn(1, k).to(dtype), torch.full((1, 4 * apart), 7.0)
+    one_apart(tag, w.data_ptr(), x.data_ptr(), y.data_ptr(), apart, k)
+    computed = torch.tensor([apart * stream + row for stream in range(4) for row in range(2)])
+    assert torch.equal(y[:, computed], single_sums(tag, w, x)[:, computed])
+    assert (y == 7).sum() == 4 * apart - len(computed)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
