@@ -289,6 +289,7 @@ class ComputeThread:
             method(argument)
         if self._inlet is not None:
             self._inlet.poll()
+            self.limit.watch(self._inlet.descriptor())
 
     def _hub_attach(self, inlet: Inlet) -> None:
         self._inlet = inlet

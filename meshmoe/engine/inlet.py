@@ -32,6 +32,13 @@ class Inlet(Protocol):
         """Let `wait` return. On any thread."""
         ...
 
+    def descriptor(self) -> int | None:
+        """A file descriptor that can be read once `poll` has something to do again.
+
+        None if it has something to do now, or may have without one: then it wants to be polled every millisecond.
+        """
+        ...
+
     def send(self, job: Job, call: LayerCall) -> Call[dict[int, Tensor]] | None:
         """Send out a layer's calls.
 

@@ -169,6 +169,7 @@ class Job:
         """Have experts computed by the mesh: through the inlet where it can do that, else on the trio thread."""
         inlet = self._thread._inlet
         under_way = inlet.send(self, call) if inlet is not None else None
+        self.limit.hurry()  # answers are waited for now, and have deadlines
         return self.call(remote.compute, call.kept()) if under_way is None else under_way
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:

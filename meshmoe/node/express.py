@@ -79,6 +79,8 @@ class Express:
         self._codec = Codec(CODEC.message_types)
         self._clock = trio.lowlevel.current_clock()
         self._handed_over = 0
+        self._drained = False
+        """Whether the last poll has taken in all that had come."""
         self._lock = threading.Lock()
         self.client = ExpressClient(lane, self._codec, self._compute, mesh, client, messenger, self.counts)
         """Asks."""
@@ -91,10 +93,12 @@ class Express:
 
     def poll(self) -> None:
         """See `Inlet.poll`."""
+        self._drained = False
         for _ in range(PARCELS_A_POLL):
             try:
                 parcel = self._lane.receive()
                 if parcel is None:
+                    self._drained = True
                     break
                 self._take(parcel)
             except Exception:  # a fault here, met by one parcel, must not end the thread
@@ -103,6 +107,10 @@ class Express:
         client = self.client
         if client.asked and perf_counter() >= client.soonest_s:
             client.expire(perf_counter())
+
+    def descriptor(self) -> int | None:
+        """See `Inlet.descriptor`."""
+        return self._lane.descriptor() if self._drained and not self.client.asked else None
 
     def wait(self) -> None:
         """See `Inlet.wait`."""

@@ -96,6 +96,13 @@ class DirectLane(Protocol):
         """The next parcel, None when there is none."""
         ...
 
+    def descriptor(self) -> int | None:
+        """After `receive` has returned None: a descriptor that can be read once it may return something again.
+
+        None where the thread has to come back before that.
+        """
+        ...
+
     def wait(self, timeout_s: float) -> None:
         """Wait until a parcel has come or `wake` was called, or for ``timeout_s``; may return early."""
         ...

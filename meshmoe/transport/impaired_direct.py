@@ -105,6 +105,10 @@ class ImpairedDirectLane:
             self._send_due()
         return self._inner.receive()
 
+    def descriptor(self) -> int | None:
+        """See `DirectLane.descriptor`."""
+        return None if self._under_way else self._inner.descriptor()
+
     def wait(self, timeout_s: float) -> None:
         """See `DirectLane.wait`."""
         left_s, early_s = self._send_due(), self._early_s

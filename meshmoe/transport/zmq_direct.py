@@ -47,6 +47,7 @@ class ZmqDirectLane:
         self._lane_to = lane_to
         self._lane = lane
         self._raw = inbound.hand_over(self.ledger)
+        self._descriptor = int(self._raw.get(zmq.FD))
         self._closed = False
         self._lock = threading.Lock()
         # Not eventfd, which is Linux's alone.
@@ -79,6 +80,11 @@ class ZmqDirectLane:
             if parcel is not None:
                 return parcel
         return None
+
+    def descriptor(self) -> int | None:
+        """See `DirectLane.descriptor`."""
+        # It tells of changes only, but `receive` has looked at all until now before it returned None.
+        return None if self._closed or self._ready else self._descriptor
 
     def wait(self, timeout_s: float) -> None:
         """See `DirectLane.wait`."""

@@ -1,5 +1,6 @@
 """A lane in the hands of another thread."""
 
+import select
 import threading
 import time
 from contextlib import asynccontextmanager, suppress
@@ -69,6 +70,29 @@ async def test_echo_from_thread_to_thread():
             await trio.to_thread.run_sync(ask)
         assert a.stats(B).sent_parcels == a.stats(B).received_parcels == 200
         assert b.stats(A).received_bytes > 200 * 100_000
+
+
+@trio_test
+async def test_a_lane_that_was_emptied_has_a_descriptor_that_tells_of_the_next_parcel():
+    async with open_pair() as (a, b):
+        asking, lane = a.open_direct(Lane.DATA), b.open_direct(Lane.DATA)
+
+        def readable():
+            return bool(select.select([lane.descriptor()], [], [], 0)[0])
+
+        def talk():
+            for number in range(5):
+                assert lane.receive() is None
+                while readable():  # perhaps for something of libzmq's own
+                    assert lane.receive() is None
+                send_when_it_takes(asking, B, [b"%d" % number] * 3)
+                until_s = time.monotonic() + 5
+                while not readable():
+                    assert time.monotonic() < until_s
+                    time.sleep(0.001)
+                assert bytes(receive(lane).frames[0]) == b"%d" % number
+
+        await trio.to_thread.run_sync(talk)
 
 
 @trio_test
@@ -228,6 +252,7 @@ async def test_a_thread_that_wakes_up_late_learns_to_deliver_in_time_and_never_e
     lane._clock = sleeper
     for _ in range(100):
         lane.send(NodeId("b"), [b"x"])
+        assert lane.descriptor() is None, "it has to come back in time for what is on its way"
         lane.wait(1.0)
     assert len(sleeper.late_s) == 100
     assert min(sleeper.late_s) >= 0

@@ -4,7 +4,8 @@ Coming back from compiled code is not free. The interpreter runs with cold cache
 went through them since, and it has to take the interpreter's lock, which another thread may hold. So compiled code
 does not come back every so often to ask, but looks at a number in memory between two layers and between two experts:
 who wants the thread *cuts* the slice. What cannot cut it, because it has to be asked itself, needs a slice of bounded
-length.
+length. If it has a descriptor that tells when it is worth asking, compiled code looks at that when such a slice would
+end, and goes on for another.
 
 The numbers are read by `meshmoe.engine.kernels.stopping.due`.
 """
@@ -18,9 +19,14 @@ import numpy as np
 SLICE_S = 0.001
 """Of a bounded slice."""
 
-CUT, UNTIL_NS, TIME = 0, 8, 9
-"""Places in the table, int64: whether it is cut, the clock at which it ends (0 for never), two numbers to work with.
-What other threads write stands in a line of cache of its own."""
+SLICE_NS = int(SLICE_S * 1e9)
+
+CUT, UNTIL_NS, WATCHED, TIME = 0, 8, 9, 10
+"""Places in the table, int64: whether it is cut, the clock at which it ends (0 for never), what ``poll`` is asked (its
+``struct pollfd``; 0 for nothing), two numbers to work with. What other threads write stands in a line of cache of its
+own."""
+
+_POLLIN = 1
 
 _NUMBERS = 16
 
@@ -39,11 +45,22 @@ class SliceLimit:
         self._numbers = self._table[skipped:]
         self.address = int(self._numbers.ctypes.data)
         self.bounded = False
+        self._watched = 0
 
     def begin(self, bounded: bool = False) -> None:
         """A slice begins; ``bounded`` if this one is to be."""
-        until_ns = clock_gettime_ns(CLOCK_MONOTONIC) + int(SLICE_S * 1e9) if bounded or self.bounded else 0
+        until_ns = clock_gettime_ns(CLOCK_MONOTONIC) + SLICE_NS if bounded or self.bounded else 0
         self._numbers[UNTIL_NS] = until_ns
+        self._numbers[WATCHED] = 0 if bounded else self._watched
+
+    def watch(self, descriptor: int | None) -> None:
+        """Bounded slices need not end while nothing can be read from ``descriptor``; None if they must."""
+        # Descriptor and events are int32 and int16, then come the results: little-endian, as all these machines are.
+        self._watched = 0 if descriptor is None else descriptor | _POLLIN << 32
+
+    def hurry(self) -> None:
+        """Let this slice end in time, whatever may be read."""
+        self._numbers[WATCHED] = 0
 
     def cut(self) -> None:
         """Let compiled code come back soon; on any thread."""

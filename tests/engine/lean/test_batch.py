@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 
@@ -252,6 +253,25 @@ def test_a_bounded_slice_ends_by_itself():
     assert not due(limit.address)
     limit.cut()
     assert due(limit.address)
+
+
+def test_a_bounded_slice_goes_on_while_nothing_can_be_read():
+    limit, (reading, writing) = SliceLimit(), os.pipe()
+    limit.bounded = True
+    limit.watch(reading)
+    limit.begin()
+    for _ in range(3):
+        time.sleep(1.5 * SLICE_S)
+        assert not due(limit.address)
+    limit.hurry()
+    time.sleep(1.5 * SLICE_S)
+    assert due(limit.address)
+    limit.begin()
+    os.write(writing, b"x")
+    time.sleep(1.5 * SLICE_S)
+    assert due(limit.address)
+    os.close(reading)
+    os.close(writing)
 
 
 def test_an_empty_pool_is_a_draft_of_the_trunk_alone(qwen):
