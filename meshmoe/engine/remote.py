@@ -13,6 +13,7 @@ from torch import Tensor
 
 from meshmoe.engine.request import GenerationStats
 from meshmoe.wire.frames import Frame
+from meshmoe.wire.tensors import RowsInMemory
 
 
 class LayerCall(NamedTuple):
@@ -28,6 +29,7 @@ class LayerCall(NamedTuple):
         take: On the compute thread, while somebody waits: puts the outputs of some of the experts, rows one after the
             other in the dtype of ``hidden``, where they belong. Returns False, with no harm done, if it does not take
             them: there are too many rows, or values that are not finite. What was taken is not in the result.
+        memory: Where ``hidden`` lies, if it is small.
     """
 
     layer: int
@@ -36,10 +38,11 @@ class LayerCall(NamedTuple):
     decode: bool
     stats: GenerationStats
     take: Callable[[Sequence[int], Frame], bool] | None = None
+    memory: RowsInMemory | None = None
 
     def kept(self) -> LayerCall:
         """The same call for another thread: with hidden states of its own, and the outputs all in the result."""
-        return self._replace(hidden=self.hidden.clone(), take=None)
+        return self._replace(hidden=self.hidden.clone(), take=None, memory=None)
 
 
 class RemoteExperts(Protocol):

@@ -33,6 +33,9 @@ class Priority(IntEnum):
     """A prompt is being read."""
 
 
+_CLASSES = len(Priority)
+
+
 class RunQueue(Generic[T]):
     """Things that wait for their turn, in classes."""
 
@@ -46,7 +49,10 @@ class RunQueue(Generic[T]):
 
     def more_urgent_than(self, priority: Priority) -> bool:
         """Whether something waits in a higher class."""
-        return any(self._queues[:priority])
+        for queue in self._queues[:priority]:  # noqa: SIM110 - a generator costs more than the question
+            if queue:
+                return True
+        return False
 
     def push(self, priority: Priority, item: T) -> None:
         """Queue behind one's equals."""
@@ -66,17 +72,22 @@ class RunQueue(Generic[T]):
 
     def pop(self) -> T | None:
         """Take what runs next; None when nothing waits."""
-        waiting = [priority for priority in Priority if self._queues[priority]]
-        if not waiting:
+        chosen = -1
+        for priority, queue in enumerate(self._queues):
+            if queue:
+                if chosen < 0:
+                    chosen = priority
+                elif self._earned_s[priority] >= self._slice_s[priority]:
+                    chosen = priority
+                    break
+        if chosen < 0:
             return None
-        due = (priority for priority in waiting[1:] if self._earned_s[priority] >= self._slice_s[priority])
-        chosen = next(due, waiting[0])
         self._earned_s[chosen] = 0.0
         return self._queues[chosen].popleft()
 
     def account(self, priority: Priority, took_s: float) -> None:
         """A slice of a class has run for ``took_s``: note it, and credit the lower classes that wait."""
         self._slice_s[priority] = took_s
-        for lower in range(priority + 1, len(Priority)):
+        for lower in range(priority + 1, _CLASSES):
             if self._queues[lower]:
                 self._earned_s[lower] += took_s * SHARE_MIN

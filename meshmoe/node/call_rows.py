@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from meshmoe.engine.kernels.choice import all_finite
 from meshmoe.wire.codec import Decoded
 from meshmoe.wire.frames import TensorFrame
 from meshmoe.wire.messages import ExpertRows
-from meshmoe.wire.tensors import pack_rows, pack_tensor, unpack_tensor
+from meshmoe.wire.tensors import RowsInMemory, pack_tensor, unpack_tensor
 
 REPLY_HEADER_BYTES = 48
 """Bytes of a reply besides its tensor, for the statistics."""
@@ -24,33 +24,35 @@ def row_bytes(hidden: Tensor) -> int:
     return 2 * hidden.shape[1] * hidden.element_size()
 
 
-def rows_to_send(hidden: Tensor, rows: dict[int, list[int]]) -> tuple[TensorFrame, list[ExpertRows]]:
+def rows_to_send(
+    hidden: Tensor, rows: Mapping[int, Sequence[int]], memory: RowsInMemory | None = None
+) -> tuple[TensorFrame, list[ExpertRows]]:
     """The rows that some expert needs, each once, and every expert's rows renumbered to them.
 
     Args:
         hidden: ``[T, H]`` contiguous.
-        rows: For each expert its rows of ``hidden``.
+        rows: For each expert its rows of ``hidden``, ascending.
+        memory: Where ``hidden`` lies, if it is small.
 
     Returns:
         ``[U, H]`` as it travels, and what goes into the message.
     """
-    if hidden.shape[0] == 1:
-        return pack_tensor(hidden), [ExpertRows(expert, []) for expert in sorted(rows)]
+    experts = sorted(rows)
     distinct = sorted({row for numbers in rows.values() for row in numbers})
-    position = {row: i for i, row in enumerate(distinct)}
-    everything = list(range(len(distinct)))
-    wanted = []
-    for expert, numbers in sorted(rows.items()):
-        renumbered = [position[row] for row in numbers]
-        wanted.append(ExpertRows(expert, [] if renumbered == everything else renumbered))
-    if len(distinct) == hidden.shape[0]:
+    count, wanted = len(distinct), []
+    position: dict[int, int] = {}
+    for expert in experts:
+        numbers = rows[expert]
+        if len(numbers) == count:  # all of them
+            wanted.append(ExpertRows(expert, []))
+        else:
+            position = position or {row: i for i, row in enumerate(distinct)}
+            wanted.append(ExpertRows(expert, [position[row] for row in numbers]))
+    if memory is not None:
+        return memory.frame(distinct), wanted
+    if count == hidden.shape[0]:
         return pack_tensor(hidden), wanted
-    packed = pack_tensor(hidden)
-    if type(packed.data) is not bytes:
-        return pack_tensor(hidden[torch.tensor(distinct)]), wanted
-    size_bytes = len(packed.data) // hidden.shape[0]
-    parts = [packed.data[row * size_bytes : (row + 1) * size_bytes] for row in distinct]
-    return pack_rows(hidden.dtype, len(distinct), b"".join(parts)), wanted
+    return pack_tensor(hidden[torch.tensor(distinct)]), wanted
 
 
 def read_outputs(decoded: Decoded, peer: NodeId, counts: Sequence[int], hidden: Tensor) -> list[Tensor]:

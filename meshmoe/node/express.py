@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 WAIT_S_MAX = 1.0
 PARCELS_A_POLL = 16
 """Parcels taken in before the thread goes on computing: some 20 us each, or 100 with little calls that are served."""
+_ANSWERS = (ExpertReply, ExpertMoved, CallFailed)
 HANDED_OVER_MAX = 256
 """Parcels on their way to trio; more are dropped, as a network would, until it has caught up."""
 
@@ -141,7 +142,7 @@ class Express:
         except WireError:
             return self._hand_over(parcel)
         message = decoded.message
-        if isinstance(message, ExpertReply | ExpertMoved | CallFailed):
+        if isinstance(message, _ANSWERS):
             asked = self.client.asked.get(message.id)
             if asked is not None and asked.peer == parcel.sender:
                 return self.client.answered(message.id, asked, decoded)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
@@ -27,8 +26,7 @@ from meshmoe.node.call_rows import REPLY_HEADER_BYTES, read_outputs, row_bytes, 
 from meshmoe.node.expert_client import CallPatience, ExpertClient, MeshKnowledge
 from meshmoe.node.messenger import Messenger
 from meshmoe.node.peer_times import PeerTimes
-from meshmoe.node.routes import Routes
-from meshmoe.placement.holder_choice import choose_holders
+from meshmoe.node.routes import Choice, Routes
 from meshmoe.transport.base import DirectLane
 from meshmoe.wire.codec import Codec, Decoded
 from meshmoe.wire.messages import CallCancel, ExpertCall, ExpertReply
@@ -51,9 +49,11 @@ class Asked:
 class ExpressCall(Call[dict[int, Tensor]]):
     """A layer's calls on the express; what a job waits for."""
 
-    def __init__(self, job: Job, call: LayerCall, client: ExpressClient) -> None:
+    def __init__(self, job: Job, call: LayerCall, client: ExpressClient, row_bytes: int) -> None:
         super().__init__(job)
         self.asked = call
+        self.row_bytes = row_bytes
+        """That a row moves, there and back."""
         self.outputs: dict[int, Tensor] = {}
         self.taken: set[int] = set()
         """Experts whose outputs `LayerCall.take` has taken."""
@@ -90,6 +90,9 @@ class ExpressCall(Call[dict[int, Tensor]]):
         if self.open or self._usual_way or self._outcome is not None:
             return
         call = self.asked
+        if len(self.taken) == len(call.rows):  # which is all of it
+            self._client.compute.settle(self, outcome.Value(self.outputs))
+            return
         rest = {
             expert: rows
             for expert, rows in call.rows.items()
@@ -154,49 +157,32 @@ class ExpressClient:
             return None
         now_s = perf_counter()
         self._routes.look(now_s)
-        chosen = self._choose(call)
-        if chosen is None:
+        size_bytes = row_bytes(call.hidden) if call.memory is None else call.memory.moved_bytes
+        choice = self._routes.choose(call.layer, call.rows, size_bytes)
+        if choice is None:
             return None
-        under_way = ExpressCall(job, call, self)
-        deadline_s = now_s + self._budget_s(call, chosen)
-        for peer, experts in chosen.items():
+        under_way = ExpressCall(job, call, self, size_bytes)
+        deadline_s = now_s + self._budget_s(call, choice, size_bytes)
+        for peer, experts in choice.experts.items():
             self._ask(under_way, peer, experts, now_s, deadline_s)
         return under_way if under_way.open else None
 
-    def _choose(self, call: LayerCall) -> dict[NodeId, list[int]] | None:
-        """Who is asked for what; None where some expert has nobody."""
-        routes, layer = self._routes, call.layer
-        holders: dict[int, Sequence[NodeId]] = {}
-        only: set[NodeId] = set()
-        for expert in call.rows:
-            known = holders[expert] = routes.holders(layer, expert)
-            if not known:
-                return None
-            only.update(known)
-        if len(only) == 1:  # nothing to choose
-            return {only.pop(): sorted(holders)}
-        size_bytes = row_bytes(call.hidden)
-        return choose_holders(
-            {expert: len(rows) for expert, rows in call.rows.items()},
-            holders,
-            lambda peer, rows: routes.call_time_s(peer, rows * size_bytes),
-        )
-
-    def _budget_s(self, call: LayerCall, chosen: dict[NodeId, list[int]]) -> float:
+    def _budget_s(self, call: LayerCall, choice: Choice, size_bytes: int) -> float:
         """As `ExpertClient` has it."""
-        routes, layer = self._routes, call.layer
         budget_s = self._patience.attempt_s if call.decode else self._patience.prefill_attempt_s
-        if call.decode and all(routes.spare(layer, expert) for expert in call.rows):
-            budget_s = max(self._times.deadline_s(peer, budget_s) for peer in chosen)
-        size_bytes = row_bytes(call.hidden)
-        for peer, experts in chosen.items():
-            rows = sum(len(call.rows[expert]) for expert in experts)
-            budget_s = max(budget_s, 4 * routes.call_time_s(peer, rows * size_bytes))
+        if call.decode and choice.spare:
+            budget_s = max([self._times.deadline_s(peer, budget_s) for peer in choice.experts])
+        for peer, experts in choice.experts.items():
+            rows = 0
+            for expert in experts:
+                rows += len(call.rows[expert])
+            budget_s = max(budget_s, 4 * self._routes.call_time_s(peer, rows * size_bytes))
         return budget_s
 
     def _ask(self, under_way: ExpressCall, peer: NodeId, experts: list[int], now_s: float, deadline_s: float) -> None:
         call, number = under_way.asked, next(self._ids)
-        frame, wanted = rows_to_send(call.hidden, {expert: call.rows[expert] for expert in experts})
+        rows = call.rows if len(experts) == len(call.rows) else {expert: call.rows[expert] for expert in experts}
+        frame, wanted = rows_to_send(call.hidden, rows, call.memory)
         budget_ms = max(1, int((deadline_s - now_s) * 1000))
         message = ExpertCall(id=number, layer=call.layer, experts=wanted, budget_ms=budget_ms, decode=call.decode)
         frames = self._codec.encode(message, tensor=frame)
@@ -205,7 +191,7 @@ class ExpressClient:
         except PeerError as error:
             logger.debug("expert call to %s does not go by express: %s", peer, error)
             return
-        call.stats.sent_bytes += sum(len(frame) for frame in frames)
+        call.stats.sent_bytes += len(frames[0]) + len(frames[1])
         self.asked[number] = Asked(under_way, peer, experts, now_s, deadline_s)
         self.soonest_s = min(self.soonest_s, deadline_s)
         under_way.open.add(number)
@@ -224,7 +210,8 @@ class ExpressClient:
         if isinstance(message, ExpertReply):
             counts = [len(call.rows[expert]) for expert in asked.experts]
             try:
-                if not self._taken(under_way, asked.experts, sum(counts), decoded):
+                rows = sum(counts)
+                if not self._taken(under_way, asked.experts, rows, decoded):
                     parts = read_outputs(decoded, asked.peer, counts, call.hidden)
                     under_way.outputs.update(zip(asked.experts, parts, strict=True))
             except PeerError as error:
@@ -232,8 +219,8 @@ class ExpressClient:
                 self.compute.post(self._messenger.blame, asked.peer, "bad_reply", error)
             else:
                 self._counts["answered"] += 1
-                call.stats.received_bytes += sum(counts) * row_bytes(call.hidden) // 2 + REPLY_HEADER_BYTES
-                self.usual.calls_by_peer[asked.peer] += sum(counts)
+                call.stats.received_bytes += rows * under_way.row_bytes // 2 + REPLY_HEADER_BYTES
+                self.usual.calls_by_peer[asked.peer] += rows
         under_way.progress()
 
     def _taken(self, under_way: ExpressCall, experts: list[int], rows: int, decoded: Decoded) -> bool:
@@ -241,8 +228,12 @@ class ExpressClient:
         call, tensor = under_way.asked, decoded.tensor
         if call.take is None or tensor is None:
             return False
-        header = tensor.header
-        expected = header.rows == rows and header.columns == call.hidden.shape[1] and is_of(header, call.hidden.dtype)
+        header, memory = tensor.header, call.memory
+        if memory is not None:
+            expected = header.rows == rows and header.columns == memory.columns and header.dtype == memory.code
+        else:
+            columns, dtype = call.hidden.shape[1], call.hidden.dtype
+            expected = header.rows == rows and header.columns == columns and is_of(header, dtype)
         if not expected or not call.take(experts, tensor.data):
             return False
         under_way.taken.update(experts)

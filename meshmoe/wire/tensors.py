@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -82,6 +84,40 @@ def pack_rows(dtype: torch.dtype, rows: int, data: bytes) -> TensorFrame:
     """Describe rows that are bytes already: ``rows`` of them, all of one width."""
     code = _CODE_OF_DTYPE[dtype]
     return TensorFrame(TensorHeader(code, rows, len(data) // (rows * ITEM_BYTES[code])), data)
+
+
+class RowsInMemory(NamedTuple):
+    """A tensor ``[rows, columns]`` by its address: asking torch for each of these takes longer than copying few rows.
+
+    Whoever makes one keeps the tensor alive, and where it is.
+    """
+
+    code: TensorDtype
+    columns: int
+    address: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> RowsInMemory:
+        """Of a tensor as `pack_tensor` takes it."""
+        assert tensor.ndim == 2 and tensor.is_contiguous() and tensor.device.type == "cpu"
+        return cls(_CODE_OF_DTYPE[tensor.dtype], tensor.shape[1], tensor.data_ptr())
+
+    @property
+    def moved_bytes(self) -> int:
+        """Of a row that goes out and comes back."""
+        return 2 * self.columns * ITEM_BYTES[self.code]
+
+    def frame(self, rows: Sequence[int]) -> TensorFrame:
+        """A copy of these rows, ascending, as it travels."""
+        code, columns, address = self
+        size_bytes, count = columns * ITEM_BYTES[code], len(rows)
+        first = rows[0]
+        if rows[-1] - first == count - 1:  # one after the other
+            return TensorFrame(
+                TensorHeader(code, count, columns), ctypes.string_at(address + first * size_bytes, count * size_bytes)
+            )
+        parts = [ctypes.string_at(address + row * size_bytes, size_bytes) for row in rows]
+        return TensorFrame(TensorHeader(code, count, columns), b"".join(parts))
 
 
 def is_of(header: TensorHeader, dtype: torch.dtype) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from meshmoe.node.call_rows import rows_to_send
-from meshmoe.wire.tensors import unpack_tensor
+from meshmoe.wire.tensors import RowsInMemory, unpack_tensor
 
 CALLS = [
     {4: [0]},
@@ -14,12 +14,13 @@ CALLS = [
 ]
 
 
+@pytest.mark.parametrize("by_address", [False, True], ids=["by torch", "by address"])
 @pytest.mark.parametrize("hidden", [8, 4096], ids=["copied", "as it lies"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rows", CALLS, ids=str)
-def test_experts_find_their_rows(rows, dtype, hidden):
+def test_experts_find_their_rows(rows, dtype, hidden, by_address):
     x = torch.randn(4, hidden).to(dtype)
-    frame, wanted = rows_to_send(x, rows)
+    frame, wanted = rows_to_send(x, rows, RowsInMemory.of(x) if by_address else None)
     sent = unpack_tensor(frame)
     assert len(sent) == len({row for numbers in rows.values() for row in numbers})
     assert [one.index for one in wanted] == sorted(rows)

@@ -10,6 +10,7 @@ loop. So do torch's: each of them takes some 10 us when the caches have seen oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Rows
 from typing import NamedTuple, TypeAlias
 
@@ -34,6 +35,9 @@ Pair: TypeAlias = tuple[int, int, int]
 
 _FEW_ROWS = 16
 """For which a loop in plain Python takes less than numpy's calls."""
+
+_COPIED_ROWS_MAX = 64
+"""Of a batch whose rows are copied one by one for a call; more go as a tensor does."""
 
 
 class Asked(NamedTuple):
@@ -70,22 +74,25 @@ class Asked(NamedTuple):
             Each request, and how many expert calls were made for it.
         """
         shares: dict[int, int] = {}
-        row_of: dict[int, Row] = {}
+        found: list[tuple[GenerationStats, int]] = []
+        of_row: dict[int, Row] = {}
         for _, number, _ in self.missing:
             row = self.batch[number]
             request = id(row.stats)
-            row_of[request] = row
-            shares[request] = shares.get(request, 0) + 1
-        found: list[tuple[GenerationStats, int]] = []
+            if request in shares:
+                shares[request] += 1
+            else:
+                shares[request], of_row[request] = 1, row
+        sent, received, pairs = self.stats.sent_bytes, self.stats.received_bytes, len(self.missing)
         for request, share in shares.items():
-            row = row_of[request]
+            row = of_row[request]
             stats = row.stats
             found.append((stats, share))
             stats.remote_wait_s += waited_s
             stats.stalled_s += stalled_s
             stats.retries += self.stats.retries
-            stats.sent_bytes += self.stats.sent_bytes * share // len(self.missing)
-            stats.received_bytes += self.stats.received_bytes * share // len(self.missing)
+            stats.sent_bytes += sent * share // pairs
+            stats.received_bytes += received * share // pairs
             if row.decode:
                 stats.decode_rounds += 1
             else:
@@ -146,23 +153,35 @@ class AwayExperts:
             raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
         by_expert: dict[int, list[int]] = {}
         for expert, row, _ in missing:
-            by_expert.setdefault(expert, []).append(row)
-        hidden, concerned = self._work.hidden, [batch[row] for row in {row for _, row, _ in missing}]
-        decode = any(row.decode for row in concerned)
+            if expert in by_expert:
+                by_expert[expert].append(row)
+            else:
+                by_expert[expert] = [row]
+        decode, stalled_s = False, math.inf
+        for row in {row for _, row, _ in missing}:
+            one = batch[row]
+            decode = decode or one.decode
+            stalled_s = min(stalled_s, one.stats.stalled_s)
         # As patient as the most patient of them; if that is in vain, the others can still be tried alone.
-        stats = GenerationStats(stalled_s=min([row.stats.stalled_s for row in concerned]))
+        stats, work = GenerationStats(stalled_s=stalled_s), self._work
         taken: set[int] = set()
 
         def take(experts: Rows[int], data: Frame) -> bool:
-            pairs = self._places(missing)
-            places = [at for wanted in experts for expert, at in pairs if expert == wanted]
+            start, row_bytes, top_k = work.outputs_at, work.output_bytes, self._plan.top_k
+            places = [
+                start + (row * top_k + place) * row_bytes
+                for wanted in experts
+                for expert, row, place in missing
+                if expert == wanted
+            ]
             if not self._little.take(data, places):
                 return False
             taken.update(experts)
             return True
 
-        call = self._job.ask(self._remote, LayerCall(moe, hidden, by_expert, decode, stats, take))
-        return Asked(call, moe, hidden, by_expert, missing, batch, stats, taken)
+        memory = work.memory if len(batch) <= _COPIED_ROWS_MAX else None
+        call = self._job.ask(self._remote, LayerCall(moe, work.hidden, by_expert, decode, stats, take, memory))
+        return Asked(call, moe, work.hidden, by_expert, missing, batch, stats, taken)
 
     def put(self, asked: Asked, replies: dict[int, Tensor]) -> None:
         """Put outputs where the resident experts' are, but for those that have been taken.
@@ -174,7 +193,8 @@ class AwayExperts:
         Raises:
             PeerError: That is something else than what was asked.
         """
-        hidden, places, at = asked.hidden.shape[1], self._places(asked.missing), 0
+        top_k, hidden, at = self._plan.top_k, asked.hidden.shape[1], 0
+        work = self._work
         moves: list[int] = []
         for expert, numbers in asked.rows.items():
             first, at = at, at + len(numbers)
@@ -189,12 +209,7 @@ class AwayExperts:
                 )
             replies[expert] = reply = reply.contiguous()  # which the dict keeps
             row_bytes = hidden * reply.element_size()
-            for number, (_, place) in enumerate(places[first:at]):
-                moves += (reply.data_ptr() + number * row_bytes, place)
+            for number, (_, row, place) in enumerate(asked.missing[first:at]):
+                to = work.outputs_at + (row * top_k + place) * work.output_bytes
+                moves += (reply.data_ptr() + number * row_bytes, to)
         spread(self._plan.tag, np.array(moves, np.int64), hidden)
-
-    def _places(self, missing: list[Pair]) -> list[tuple[int, int]]:
-        """For each pair its expert, and the address of its place among the outputs."""
-        top_k, outputs = self._plan.top_k, self._work.outputs
-        row_bytes, start = 4 * outputs.shape[2], outputs.data_ptr()
-        return [(expert, start + (row * top_k + place) * row_bytes) for expert, row, place in missing]

@@ -127,6 +127,8 @@ class LeanBatch:
         self._rows: Rows[Row] = ()
         self._calls_away: list[tuple[GenerationStats, int]] = []
         """Of the last forward: requests, and how many expert calls the mesh made for them."""
+        self._looked = False
+        """Whether the thread has just looked after everybody else: the job was parked."""
         self._also: list[NDArray[np.int64]] = []
         """Tables that the rows of the last forward name by address."""
 
@@ -161,8 +163,11 @@ class LeanBatch:
         layers = len(self._model.plan.layers)
         lengths = self._enter(rows)
         at, joining, crew = 0, False, crew_here()
+        self._looked = False
         while at < layers:
-            self._look()
+            if not self._looked:
+                self._look()
+            self._looked = False
             snapshot = self._engine.resident.snapshot()
             if crew is not None:
                 crew.rouse()
@@ -290,6 +295,7 @@ class LeanBatch:
             if self.abandoned:
                 asked.call.abandon()
             replies = asked.call.wait()
+            self._looked = True
         except CallAbandonedError:
             raise BatchAbandonedError from None
         finally:

@@ -29,7 +29,16 @@ that have fewer weights may have more rows (`LittleCalls.rows_max`)."""
 
 @jit
 def serve_rows(
-    tag: Tag, desk: int, experts: Ints, asked: Ints, x: int, y: int, scratch: int, hidden: int, width: int
+    tag: Tag,
+    desk: int,
+    experts: Ints,
+    asked: Ints,
+    count: int,
+    x: int,
+    y: int,
+    scratch: int,
+    hidden: int,
+    width: int,
 ) -> int:
     """Compute several experts, each on its rows.
 
@@ -38,33 +47,41 @@ def serve_rows(
         desk: See `kernels.crew.linear`.
         experts: ``[experts, 2]``: addresses of gate-and-up and down projection, 0 for what is not resident.
         asked: For each expert its index, how many rows it computes, and these.
-        x: ``[rows, hidden]`` in the dtype of the model.
+        count: Rows of ``x``.
+        x: ``[count, hidden]`` in the dtype of the model.
         y: Gets the outputs one after the other, in the same dtype.
         scratch: Room for ``ROWS_MAX * (2 * hidden + 3 * width)`` float32.
         hidden: Width of the hidden state.
         width: Of an expert.
 
     Returns:
-        Rows of output, or -1 if an expert is not resident.
+        Rows of output, or -1 if an expert is not resident, or an index or row is none.
     """
     wide, done, at = hidden * size_of(tag), 0, 0
+    while at < len(asked):
+        expert, wanted = asked[at], asked[at + 1]
+        if expert < 0 or expert >= len(experts) or experts[expert, 0] == 0:
+            return -1
+        for m in range(wanted):
+            if asked[at + 2 + m] < 0 or asked[at + 2 + m] >= count:
+                return -1
+        at += 2 + wanted
+    at = 0
     computed = scratch + 4 * ROWS_MAX * hidden
     inner = computed + 4 * ROWS_MAX * hidden
     while at < len(asked):
-        expert, count = asked[at], asked[at + 1]
-        if experts[expert, 0] == 0:
-            return -1
+        expert, wanted = asked[at], asked[at + 1]
         rows = x + asked[at + 2] * wide
-        if count > 1:
+        if wanted > 1:
             rows = scratch
-            for m in range(count):
+            for m in range(wanted):
                 for n in range(hidden):
                     write(tag, scratch, m * hidden + n, read(tag, x, asked[at + 2 + m] * hidden + n))
-        expert_rows(tag, desk, experts[expert, 0], experts[expert, 1], rows, computed, inner, count, hidden, width)
-        for i in range(count * hidden):
+        expert_rows(tag, desk, experts[expert, 0], experts[expert, 1], rows, computed, inner, wanted, hidden, width)
+        for i in range(wanted * hidden):
             write(tag, y, done * hidden + i, read(F32_TAG, computed, i))
-        done += count
-        at += 2 + count
+        done += wanted
+        at += 2 + wanted
     return done
 
 
@@ -99,12 +116,12 @@ class LittleCalls:
         self._hidden, size = int(plan.shape[Shape.HIDDEN]), plan.embedding.element_size()
         self._row_bytes = self._hidden * size
         moe = plan.layers[plan.layers[:, Layer.MOE] >= 0]
-        self._layers: dict[int, tuple[int, int, int, int]] = {}
-        """By ordinal: experts, width, how many experts a call may ask for, and for how many rows."""
-        for ordinal, experts, width in moe[:, [Layer.MOE, Layer.EXPERTS, Layer.WIDTH]].tolist():
+        self._layers: dict[int, tuple[int, int, int]] = {}
+        """By ordinal: width, how many experts a call may ask for, and for how many rows."""
+        for ordinal, width in moe[:, [Layer.MOE, Layer.WIDTH]].tolist():
             most = TOGETHER_BYTES_MAX // (3 * self._hidden * width * size)
-            self._layers[ordinal] = experts, width, most, self.rows_max(most)
-        widest = max((width for _, width, *_ in self._layers.values()), default=0)
+            self._layers[ordinal] = width, most, self.rows_max(most)
+        widest = max((width for width, *_ in self._layers.values()), default=0)
         room = ROWS_MAX * self._row_bytes
         self._x, self._y = np.zeros(room, np.uint8), np.zeros(room, np.uint8)
         self._scratch = np.zeros(ROWS_MAX * (2 * self._hidden + 3 * widest), np.float32)
@@ -147,16 +164,19 @@ class LittleCalls:
             resident.
         """
         known = self._layers.get(layer)
-        if known is None or not 0 < count <= known[3] or len(data) != count * self._row_bytes:
+        if known is None or not 0 < count <= known[2] or len(data) != count * self._row_bytes:
             return None
-        n_experts, width, most, rows_max = known
+        width, most, rows_max = known
+        if not 0 < len(experts) <= most:
+            return None
         asked: list[int] = []
         for index, rows in experts:
-            numbers = rows or range(count)
-            if not 0 <= index < n_experts or min(numbers) < 0 or max(numbers) >= count:
-                return None
-            asked += (index, len(numbers), *numbers)
-        if not 0 < len(experts) <= most or len(asked) - 2 * len(experts) > rows_max:
+            asked += (index, len(rows), *rows) if rows else (index, count, *range(count))
+        if len(asked) - 2 * len(experts) > rows_max:
+            return None
+        try:
+            wanted = np.array(asked, np.int64)
+        except OverflowError:  # not a number of anything
             return None
         self._in[: len(data)] = data
         snapshot = self._resident.snapshot()
@@ -165,7 +185,8 @@ class LittleCalls:
             self._plan.tag,
             desk_here(),
             snapshot.addresses[layer],
-            np.array(asked, np.int64),
+            wanted,
+            count,
             x,
             y,
             scratch,

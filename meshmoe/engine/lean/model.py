@@ -18,6 +18,7 @@ from meshmoe.engine.lean.plan import LeanPlan, make_plan
 from meshmoe.engine.lean.step import compute_resident, embed, finish, run
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
 from meshmoe.model.experts_modules import ExpertsModule
+from meshmoe.wire.tensors import RowsInMemory
 
 _POSITIONS = 256
 """Rotations are made for this many positions at a time, always the same ones, so that their bits are the same."""
@@ -81,7 +82,7 @@ class LeanModel:
         linear(plan.tag, 0, 0, 0, 0, 0, 1, 0, 0)
         finish(plan.tag, plan.shape, 0, 0, plan.numbers[Number.NORM_EPS], places, one[:0])
         expert_call(plan.tag, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-        serve_rows(plan.tag, 0, table[0], one[:0], 0, 0, 0, 0, 0)
+        serve_rows(plan.tag, 0, table[0], one[:0], 0, 0, 0, 0, 0, 0)
         spread(plan.tag, one[:0], 0)
         finite(plan.tag, 0, 0)
 
@@ -111,6 +112,9 @@ class Workspace:
         normed: ``[R, H]``, the input of the experts; of as many rows as there is room for.
         hidden: The same, of the rows that were asked for last.
         outputs: ``[R, k, H]`` float32, the experts' outputs.
+        outputs_at: Where these begin.
+        output_bytes: Of one of them.
+        memory: Where ``normed`` lies.
     """
 
     def __init__(self, plan: LeanPlan) -> None:
@@ -148,6 +152,8 @@ class Workspace:
                 Place.COMPUTED: torch.zeros(r, hidden),
             }
             self.normed, self.outputs = self._held[Place.NORMED], self._held[Place.OUTPUTS]
+            self.outputs_at, self.output_bytes = self.outputs.data_ptr(), 4 * hidden
+            self.memory = RowsInMemory.of(self.normed)
             self.sorting = np.zeros(experts + 1 + r * plan.top_k, np.int64)
         if tokens > self._tokens:
             self._tokens = tokens + max(256, tokens // 8)
