@@ -165,9 +165,7 @@ class LeanBatch:
         at, joining, crew = 0, False, crew_here()
         self._looked = False
         while at < layers:
-            if not self._looked:
-                self._look()
-            self._looked = False
+            self._look()
             snapshot = self._engine.resident.snapshot()
             if crew is not None:
                 crew.rouse()
@@ -193,7 +191,9 @@ class LeanBatch:
             awaited.abandon()
 
     def _look(self) -> None:
-        self._job.checkpoint()
+        if not self._looked:
+            self._job.checkpoint()
+        self._looked = False
         if self.abandoned:
             raise BatchAbandonedError
         # Helpers that are parked have to be roused now and then.
