@@ -27,12 +27,11 @@ from meshmoe.engine.kernels.choice import crew_for
 from meshmoe.engine.kv_room import card_kv_cache_bytes, default_kv_cache_bytes
 from meshmoe.engine.model import MoeModel
 from meshmoe.engine.pool import ExpertPool
-from meshmoe.engine.remote import RemoteExperts
+from meshmoe.engine.remote import LittleCall, RemoteExperts
 from meshmoe.engine.request import GenerationEvent, GenerationRequest, GenerationStats
 from meshmoe.engine.schedule import Priority
 from meshmoe.model.experts_modules import ExpertWeights
 from meshmoe.transport.service_nursery import open_service_nursery
-from meshmoe.wire.frames import Frame
 
 if TYPE_CHECKING:
     from meshmoe.engine.lean.batch import LeanEngine
@@ -222,23 +221,17 @@ class Engine:
         finally:
             self._peer_calls -= 1
 
-    def compute_little(
-        self, layer: int, experts: Sequence[tuple[int, Sequence[int]]], count: int, data: Frame
-    ) -> bytes | None:
-        """On the compute thread: compute a peer's call of few rows at once, if it is one.
-
-        Args:
-            layer: MoE layer ordinal.
-            experts: As `compute_experts` takes them.
-            count: Rows of the hidden states.
-            data: The hidden states, in the model's dtype.
+    def compute_little(self, layer: int, calls: Sequence[LittleCall]) -> list[bytes | None]:
+        """On the compute thread: compute peers' calls of few rows for one layer at once, as many of them as are that.
 
         Returns:
-            The outputs, as `compute_experts` would have them; None if that has to see to it.
+            For each the outputs, as `compute_experts` would have them; None if that has to see to it.
         """
         if self._lean is None or self.model.card is not None:
-            return None
-        return self._lean.little.serve(layer, experts, count, data)
+            return [None] * len(calls)
+        if len(calls) == 1:
+            return [self._lean.little.serve(layer, calls[0])]
+        return self._lean.little.serve_together(layer, calls)
 
     def prepare_call(
         self, layer: int, rows_by_expert: Sequence[tuple[int, Sequence[int]]], hidden: Tensor

@@ -45,6 +45,20 @@ class LayerCall(NamedTuple):
         return self._replace(hidden=self.hidden.clone(), take=None, memory=None)
 
 
+class LittleCall(NamedTuple):
+    """What a peer asks for at one layer: a few rows, computed where they are received.
+
+    Attributes:
+        experts: The experts, each with its rows of the hidden states; none are all of them.
+        rows: How many rows the hidden states have.
+        data: The hidden states, in the model's dtype.
+    """
+
+    experts: Sequence[tuple[int, Sequence[int]]]
+    rows: int
+    data: Frame
+
+
 class RemoteExperts(Protocol):
     """What the mesh offers to the engine; called on the trio thread."""
 

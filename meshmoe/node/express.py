@@ -34,7 +34,7 @@ from meshmoe.engine.engine import Engine
 from meshmoe.node.expert_client import ExpertClient, MeshKnowledge
 from meshmoe.node.expert_server import ExpertServer
 from meshmoe.node.express_client import ExpressClient
-from meshmoe.node.express_server import ExpressServer
+from meshmoe.node.express_server import CallIn, ExpressServer
 from meshmoe.node.messenger import Messenger
 from meshmoe.transport.base import DirectLane, Parcel
 from meshmoe.wire.codec import CODEC, Codec
@@ -73,7 +73,7 @@ class Express:
             messenger: Takes what goes the usual way.
         """
         self.counts: Counter[str] = Counter()
-        """Messages out and answered, calls of peers served, parcels handed over and dropped."""
+        """Messages out and answered, calls of peers served, those served together, parcels handed over and dropped."""
         self._compute: ComputeThread = engine.compute
         self._lane = lane
         self._messenger = messenger
@@ -95,16 +95,22 @@ class Express:
     def poll(self) -> None:
         """See `Inlet.poll`."""
         self._drained = False
+        calls: dict[int, list[CallIn]] = {}
         for _ in range(PARCELS_A_POLL):
             try:
                 parcel = self._lane.receive()
                 if parcel is None:
                     self._drained = True
                     break
-                self._take(parcel)
-            except Exception:  # a fault here, met by one parcel, must not end the thread
-                self.counts["faults"] += 1
-                logger.exception("a parcel on the data lane met a fault of this software")
+                self._take(parcel, calls)
+            except Exception:
+                self._fault()
+        for layer, of_layer in calls.items():
+            try:
+                for one in self.server.serve_at_once(layer, of_layer):
+                    self._serve_later(one)
+            except Exception:
+                self._fault()
         client = self.client
         if client.asked and perf_counter() >= client.soonest_s:
             client.expire(perf_counter())
@@ -134,7 +140,8 @@ class Express:
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
-    def _take(self, parcel: Parcel) -> None:
+    def _take(self, parcel: Parcel, calls: dict[int, list[CallIn]]) -> None:
+        """Do what a parcel asks for; a peer's decode call is put with those of its layer, to be served together."""
         if self._messenger.offences.is_banned(parcel.sender, self._clock.current_time()):
             return None
         try:
@@ -142,19 +149,32 @@ class Express:
         except WireError:
             return self._hand_over(parcel)
         message = decoded.message
+        if isinstance(message, ExpertCall):
+            one = CallIn(parcel, message, decoded)
+            return calls.setdefault(message.layer, []).append(one) if message.decode else self._serve_later(one)
         if isinstance(message, _ANSWERS):
             asked = self.client.asked.get(message.id)
             if asked is not None and asked.peer == parcel.sender:
                 return self.client.answered(message.id, asked, decoded)
         elif isinstance(message, CallCancel):
+            for of_layer in calls.values():
+                of_layer[:] = [
+                    one for one in of_layer if (one.parcel.sender, one.call.id) != (parcel.sender, message.id)
+                ]
             if self.server.cancel(parcel.sender, message.id):
                 return None
-        elif isinstance(message, ExpertCall):
-            if message.decode and self.server.serve_at_once(parcel.sender, message, decoded):
-                return None
-            if self.server.is_plain(parcel.sender, message, decoded):
-                return self.server.serve(parcel, message, decoded)
         return self._hand_over(parcel)
+
+    def _serve_later(self, one: CallIn) -> None:
+        if self.server.is_plain(one.parcel.sender, one.call, one.decoded):
+            self.server.serve(one.parcel, one.call, one.decoded)
+        else:
+            self._hand_over(one.parcel)
+
+    def _fault(self) -> None:
+        """A fault here, met by one parcel, must not end the thread."""
+        self.counts["faults"] += 1
+        logger.exception("a parcel on the data lane met a fault of this software")
 
     def _hand_over(self, parcel: Parcel) -> None:
         """To the handlers on trio."""

@@ -1,5 +1,7 @@
 """Serving peers on the express: decode calls of few rows at once, others as jobs of the compute thread.
 
+Decode calls of one layer that have come between two looks, of whatever peers, are computed together.
+
 Calls for experts that are not here or that are not valid go the usual way (`meshmoe.node.expert_server`), which knows
 what to tell a peer; so does a call whose computation fails. Only so many calls are served at once.
 """
@@ -10,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import outcome
 
@@ -19,6 +22,7 @@ from meshmoe.engine.compute import ComputeThread
 from meshmoe.engine.dispatch import compute_rows
 from meshmoe.engine.engine import Engine
 from meshmoe.engine.job import Job
+from meshmoe.engine.remote import LittleCall
 from meshmoe.engine.schedule import Priority
 from meshmoe.node.call_room import CallRoom
 from meshmoe.node.expert_server import ExpertServer
@@ -32,6 +36,14 @@ logger = logging.getLogger(__name__)
 
 CALLS_MAX = 256
 """Peers' calls, queued or computed."""
+
+
+class CallIn(NamedTuple):
+    """A peer's call as it came."""
+
+    parcel: Parcel
+    call: ExpertCall
+    decoded: Decoded
 
 
 class ExpressServer:
@@ -78,25 +90,38 @@ class ExpressServer:
         self._compute_thread.cancel(job)
         return True
 
-    def serve_at_once(self, peer: NodeId, call: ExpertCall, decoded: Decoded) -> bool:
-        """Compute and answer a decode call of few rows without a job of its own; returns whether it was one.
+    def serve_at_once(self, layer: int, calls: Sequence[CallIn]) -> list[CallIn]:
+        """Compute and answer decode calls of few rows for one layer, together and without jobs of their own.
 
         Nothing is more urgent, and what takes less than a slice needs no place to stop at.
+
+        Returns:
+            Those that are not of that kind.
         """
-        began_s = perf_counter()
-        if decoded.tensor is None or not is_of(decoded.tensor.header, self._engine.model.dtype):
-            return False
-        (header, data), asked = decoded.tensor, [(wanted.index, wanted.rows) for wanted in call.experts]
-        outputs = self._engine.compute_little(call.layer, asked, header.rows, data)
-        if outputs is None:
-            return False
-        rows = sum(len(numbers) or header.rows for _, numbers in asked)
-        self._usual.rows_served += rows
-        self._counts["served"] += 1
-        reply = ExpertReply(id=call.id, compute_us=int((perf_counter() - began_s) * 1e6))
-        frame = pack_rows(self._engine.model.dtype, rows, outputs)
-        self._reply(peer, self._codec.encode(reply, tensor=frame))
-        return True
+        began_s, dtype = perf_counter(), self._engine.model.dtype
+        little: list[tuple[CallIn, LittleCall]] = []
+        left: list[CallIn] = []
+        for one in calls:
+            tensor = one.decoded.tensor
+            if tensor is None or not is_of(tensor.header, dtype):
+                left.append(one)
+                continue
+            asked = [(wanted.index, wanted.rows) for wanted in one.call.experts]
+            little.append((one, LittleCall(asked, tensor.header.rows, tensor.data)))
+        computed = self._engine.compute_little(layer, [call for _, call in little]) if little else []
+        compute_us = int((perf_counter() - began_s) * 1e6)
+        for (one, call), outputs in zip(little, computed, strict=True):
+            if outputs is None:
+                left.append(one)
+                continue
+            rows = sum(len(numbers) or call.rows for _, numbers in call.experts)
+            self._usual.rows_served += rows
+            self._counts["served"] += 1
+            reply = ExpertReply(id=one.call.id, compute_us=compute_us)
+            self._reply(one.parcel.sender, self._codec.encode(reply, tensor=pack_rows(dtype, rows, outputs)))
+        if len(little) > 1:
+            self._counts["together"] += len(little)
+        return left
 
     def is_plain(self, peer: NodeId, call: ExpertCall, decoded: Decoded) -> bool:
         """Whether a call is one to `serve`: new, for resident experts, and there is room, which it takes."""

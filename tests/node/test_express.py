@@ -181,6 +181,33 @@ def test_answers_are_those_of_the_holder_and_trio_has_no_part_in_them(checkpoint
     run(case, checkpoint, [HOLDER])
 
 
+def test_decode_calls_of_a_layer_that_have_come_meanwhile_are_computed_together(checkpoint):
+    async def case(asker, holder, odd):
+        questions = {(0, 1): torch.randn(3, 64), (1, 2): torch.randn(2, 64)}
+        answers = {}
+
+        async def ask(experts):
+            answers[experts] = await asker.ask(experts=experts, rows=questions[experts])
+
+        busy = trio.Event()
+
+        def occupy(job):
+            job.post(busy.set)
+            time.sleep(0.5)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(holder.engine.compute.run, Priority.DECODE, occupy)
+            await busy.wait()
+            for experts in questions:
+                nursery.start_soon(ask, experts)
+        assert holder.express.counts == {"served": 2, "together": 2}
+        for experts, rows in questions.items():
+            outputs = torch.cat([answers[experts][expert] for expert in experts])
+            assert torch.equal(outputs, await right(holder, experts, rows))
+
+    run(case, checkpoint, [HOLDER])
+
+
 @pytest.mark.parametrize("takes", [True, False])
 def test_answers_are_offered_to_who_waits_and_are_in_the_result_if_not_taken(checkpoint, takes):
     async def case(asker, holder, odd):

@@ -2,7 +2,8 @@
 
 A call of a decode step computes for some 20 us. Through general code it took 200 at the peer and 100 at the asker, most
 of them because code that runs once in two milliseconds is not in the nearest caches any more: a short way through few
-functions counts for more than what the functions do. So nothing here makes a tensor.
+functions counts for more than what the functions do. So nothing here makes a tensor. Calls of one layer that have come
+together are computed together: then the weights of an expert that several ask for are read once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from meshmoe.engine.lean.attention import Ints
 from meshmoe.engine.lean.plan import LeanPlan
 from meshmoe.engine.lean.resident import ResidentTable
 from meshmoe.engine.lean.tables import Layer, Shape
+from meshmoe.engine.remote import LittleCall
 from meshmoe.wire.frames import Frame
 
 ROWS_MAX = 64
@@ -40,13 +42,13 @@ def serve_rows(
     hidden: int,
     width: int,
 ) -> int:
-    """Compute several experts, each on its rows.
+    """Compute several experts, each on its rows. One that is asked for several times reads its weights once.
 
     Args:
         tag: Dtype of the model.
         desk: See `kernels.crew.linear`.
         experts: ``[experts, 2]``: addresses of gate-and-up and down projection, 0 for what is not resident.
-        asked: For each expert its index, how many rows it computes, and these.
+        asked: For each expert its index, how many rows it computes, and these; the indices are overwritten.
         count: Rows of ``x``.
         x: ``[count, hidden]`` in the dtype of the model.
         y: Gets the outputs one after the other, in the same dtype.
@@ -71,15 +73,33 @@ def serve_rows(
     inner = computed + 4 * ROWS_MAX * hidden
     while at < len(asked):
         expert, wanted = asked[at], asked[at + 1]
-        rows = x + asked[at + 2] * wide
-        if wanted > 1:
-            rows = scratch
-            for m in range(wanted):
-                for n in range(hidden):
-                    write(tag, scratch, m * hidden + n, read(tag, x, asked[at + 2 + m] * hidden + n))
-        expert_rows(tag, desk, experts[expert, 0], experts[expert, 1], rows, computed, inner, wanted, hidden, width)
-        for i in range(wanted * hidden):
-            write(tag, y, done * hidden + i, read(F32_TAG, computed, i))
+        if expert >= 0:
+            rows, together, other = x + asked[at + 2] * wide, 0, at
+            while other < len(asked):
+                if asked[other] == expert:
+                    together += asked[other + 1]
+                other += 2 + asked[other + 1]
+            if together > 1:
+                rows, m, other = scratch, 0, at
+                while other < len(asked):
+                    if asked[other] == expert:
+                        for i in range(asked[other + 1]):
+                            for n in range(hidden):
+                                write(tag, scratch, m * hidden + n, read(tag, x, asked[other + 2 + i] * hidden + n))
+                            m += 1
+                    other += 2 + asked[other + 1]
+            expert_rows(
+                tag, desk, experts[expert, 0], experts[expert, 1], rows, computed, inner, together, hidden, width
+            )
+            m, to, other = 0, done, at
+            while other < len(asked):
+                if asked[other] == expert:
+                    for i in range(asked[other + 1] * hidden):
+                        write(tag, y, to * hidden + i, read(F32_TAG, computed, m * hidden + i))
+                    m += asked[other + 1]
+                    asked[other] = -1
+                to += asked[other + 1]
+                other += 2 + asked[other + 1]
         done += wanted
         at += 2 + wanted
     return done
@@ -150,20 +170,15 @@ class LittleCalls:
         moves = [number for at, place in enumerate(places) for number in (first + at * size, place)]
         return spread(self._plan.tag, np.array(moves, np.int64), self._hidden)
 
-    def serve(self, layer: int, experts: Sequence[tuple[int, Sequence[int]]], count: int, data: Frame) -> bytes | None:
+    def serve(self, layer: int, call: LittleCall) -> bytes | None:
         """Compute a call, if it is a little one.
-
-        Args:
-            layer: MoE layer ordinal.
-            experts: The experts, each with its rows of the hidden states; none are all of them.
-            count: Rows of the hidden states.
-            data: The hidden states, in the model's dtype.
 
         Returns:
             The outputs, one after the other; None if the call is not little, not valid, or for experts that are not
             resident.
         """
         known = self._layers.get(layer)
+        experts, count, data = call
         if known is None or not 0 < count <= known[2] or len(data) != count * self._row_bytes:
             return None
         width, most, rows_max = known
@@ -174,14 +189,57 @@ class LittleCalls:
             asked += (index, len(rows), *rows) if rows else (index, count, *range(count))
         if len(asked) - 2 * len(experts) > rows_max:
             return None
+        self._in[: len(data)] = data
+        done = self._compute(layer, asked, count, width)
+        return bytes(self._out[: done * self._row_bytes]) if done > 0 else None
+
+    def serve_together(self, layer: int, calls: Sequence[LittleCall]) -> list[bytes | None]:
+        """Compute several calls of one layer: as one, if together they are still little, else one after the other.
+
+        Returns:
+            For each of them what `serve` would have returned.
+        """
+        return self._joined(layer, calls) or [self.serve(layer, call) for call in calls]
+
+    def _joined(self, layer: int, calls: Sequence[LittleCall]) -> list[bytes | None] | None:
+        """The answers of all calls, computed as one; None if they make no little call."""
+        if (known := self._layers.get(layer)) is None:
+            return None
+        width, most, rows_max = known
+        asked: list[int] = []
+        ends: list[int] = []
+        total = experts = outputs = 0
+        for call in calls:
+            if call.rows < 1 or len(call.data) != call.rows * self._row_bytes or not call.experts:
+                return None
+            for index, rows in call.experts:
+                numbers = rows or range(call.rows)
+                if min(numbers) < 0 or max(numbers) >= call.rows:  # it would be a row of another call
+                    return None
+                asked += (index, len(numbers), *(total + number for number in numbers))
+                outputs += len(numbers)
+            experts += len(call.experts)
+            total += call.rows
+            ends.append(outputs * self._row_bytes)
+        if total > ROWS_MAX or experts > most or outputs > rows_max:
+            return None
+        begin = 0
+        for call in calls:
+            self._in[begin : begin + len(call.data)] = call.data
+            begin += len(call.data)
+        if self._compute(layer, asked, total, width) < 0:
+            return None
+        return [bytes(self._out[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
+
+    def _compute(self, layer: int, asked: list[int], count: int, width: int) -> int:
+        """Compute what is asked of the rows that have been put into place; returns rows of output, or -1."""
         try:
             wanted = np.array(asked, np.int64)
         except OverflowError:  # not a number of anything
-            return None
-        self._in[: len(data)] = data
+            return -1
         snapshot = self._resident.snapshot()
         x, y, scratch = self._addresses
-        done = serve_rows(
+        return serve_rows(
             self._plan.tag,
             desk_here(),
             snapshot.addresses[layer],
@@ -193,4 +251,3 @@ class LittleCalls:
             self._hidden,
             width,
         )
-        return bytes(self._out[: done * self._row_bytes]) if done > 0 else None

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from meshmoe.core.ids import ExpertId
 from meshmoe.engine.dispatch import TOGETHER_BYTES_MAX, TOGETHER_ROWS_MAX
 from meshmoe.engine.kernels.choice import all_finite, compute
-from meshmoe.engine.lean.little import ROWS_MAX, LittleCalls
+from meshmoe.engine.lean.little import ROWS_MAX, LittleCalls, serve_rows
 from meshmoe.engine.lean.resident import ResidentTable
 from meshmoe.engine.model import load_moe_model
 from meshmoe.engine.pool import ExpertPool
+from meshmoe.engine.remote import LittleCall
 from meshmoe.model.checkpoint import Checkpoint
 from meshmoe.model.loading import load_expert
 from meshmoe.model.tiny import make_tiny_checkpoint
@@ -38,7 +39,10 @@ class Case:
         return torch.randn(count, self.hidden, generator=torch.Generator().manual_seed(seed)).to(self.model.dtype)
 
     def served(self, experts, rows):
-        return self.calls.serve(LAYER, experts, len(rows), bytes(pack_tensor(rows).data))
+        return self.calls.serve(LAYER, self.call(experts, rows))
+
+    def call(self, experts, rows):
+        return LittleCall(experts, len(rows), bytes(pack_tensor(rows).data))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +95,52 @@ def test_so_are_calls_that_are_not_little_and_data_of_another_size(case):
     assert case.served([(0, [])], case.rows(ROWS_MAX + 1)) is None
     assert case.served([(0, []), (1, [0])], case.rows(ROWS_MAX)) is None
     data = bytes(pack_tensor(case.rows(2)).data)
-    assert case.calls.serve(LAYER, [(0, [])], 2, data[:-2]) is None
-    assert case.calls.serve(99, [(0, [])], 2, data) is None
+    assert case.calls.serve(LAYER, LittleCall([(0, [])], 2, data[:-2])) is None
+    assert case.calls.serve(99, LittleCall([(0, [])], 2, data)) is None
+
+
+def counting(monkeypatch):
+    """Has every entry into compiled code noted, with how many experts it was asked for."""
+    entries = []
+
+    def counted(tag, desk, experts, asked, *rest):
+        entries.append(len(asked))
+        return serve_rows(tag, desk, experts, asked, *rest)
+
+    monkeypatch.setattr("meshmoe.engine.lean.little.serve_rows", counted)
+    return entries
+
+
+def test_calls_served_together_have_the_bits_that_each_has_alone(case, monkeypatch):
+    calls = [
+        case.call([(0, []), (2, [1])], case.rows(3, seed=1)),
+        case.call([(2, [])], case.rows(1, seed=2)),
+        case.call([(2, [3, 0]), (1, []), (2, [1])], case.rows(4, seed=3)),
+    ]
+    alone = [case.calls.serve(LAYER, call) for call in calls]
+    entries = counting(monkeypatch)
+    assert case.calls.serve_together(LAYER, calls) == alone
+    assert case.calls.serve_together(LAYER, calls[::-1]) == alone[::-1]
+    assert len(entries) == 2
+    assert None not in alone
+
+
+def test_what_is_too_much_together_is_served_one_after_the_other(case, monkeypatch):
+    calls = [case.call([(0, [])], case.rows(ROWS_MAX // 2, seed)) for seed in range(3)]
+    entries = counting(monkeypatch)
+    assert case.calls.serve_together(LAYER, calls[:2]) == [case.calls.serve(LAYER, call) for call in calls[:2]]
+    assert len(entries) == 3
+    assert case.calls.serve_together(LAYER, calls) == [case.calls.serve(LAYER, call) for call in calls]
+    assert len(entries) == 9
+
+
+def test_a_call_that_cannot_be_served_does_not_keep_others_from_it(case):
+    good = case.call([(0, []), (2, [])], case.rows(2))
+    alone = case.calls.serve(LAYER, good)
+    for experts in ([(LACKING, [])], [(99, [])], [(0, [2])], []):
+        bad = case.call(experts, case.rows(2, seed=1))
+        assert case.calls.serve_together(LAYER, [bad, good, bad]) == [None, alone, None]
+    assert case.calls.serve_together(99, [good, good]) == [None, None]
 
 
 NUMBERS = st.one_of(st.integers(-2, 80), st.integers(-(1 << 70), 1 << 70))
@@ -117,7 +165,7 @@ def test_whatever_a_peer_asks_for_is_served_in_full_or_not_at_all(case, layer, e
         and 0 < rows <= ROWS_MAX
         and all(0 <= number < count for _, numbers in experts for number in numbers)
     )
-    answer = case.calls.serve(layer, experts, count, data)
+    answer = case.calls.serve(layer, LittleCall(experts, count, data))
     if layer == LAYER and all(index in there for index, _ in experts):
         assert (answer is not None) == valid
     if answer is not None:
