@@ -227,8 +227,11 @@ class ComputeThread:
             self._post(self._release)
 
     def _hub_next(self) -> Job | None:
+        polled = False
         while True:
             self._hub_read_inbox()
+            if not polled and (self._hub_unwinding or self._hub_queue):
+                self._hub_poll()
             if self._hub_unwinding:
                 return self._hub_unwinding.popleft()
             if (job := self._hub_queue.pop()) is not None:
@@ -239,6 +242,9 @@ class ComputeThread:
             self._hub_idle()
             self._idle_s += perf_counter() - self._idle_since
             self._idle_since = None
+            # Not before it waits, too: it does not wait while something is there.
+            self._hub_poll()
+            polled = True
 
     def _hub_idle(self) -> None:
         """Wait for something to do."""
@@ -287,6 +293,12 @@ class ComputeThread:
         while not self._inbox.empty():
             method, argument = self._inbox.get()
             method(argument)
+
+    def _hub_look(self) -> None:
+        self._hub_read_inbox()
+        self._hub_poll()
+
+    def _hub_poll(self) -> None:
         if self._inlet is not None:
             self._inlet.poll()
             self.limit.watch(self._inlet.descriptor())
@@ -324,7 +336,7 @@ class ComputeThread:
 
     def _hub_preempt(self, job: Job) -> None:
         """Called on the job's own stack: give way to more urgent jobs only, and come back before one's equals."""
-        self._hub_read_inbox()
+        self._hub_look()
         if self._hub_unwinding or self._hub_queue.more_urgent_than(job.priority):
             self._hub_queue.push_front(job.priority, job)
             self._hub.switch()
@@ -334,7 +346,7 @@ class ComputeThread:
 
     def _hub_requeue(self, job: Job) -> None:
         """Called on the job's own stack: give way to everyone who waits."""
-        self._hub_read_inbox()
+        self._hub_look()
         if self._hub_unwinding or self._hub_queue:
             self._hub_queue.push(job.priority, job)
             self._hub.switch()
