@@ -43,6 +43,11 @@ class Call(Generic[T]):
         self._scope: trio.CancelScope | None = None
         self._outcome: outcome.Value[T] | outcome.Error | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._outcome is not None
+
     def wait(self) -> T:
         """Park the job until the call has ended; once a call.
 

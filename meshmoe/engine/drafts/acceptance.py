@@ -28,6 +28,7 @@ class Acceptance:
         self._right = [0.0] * DEPTH_MAX
         self.looked_at = 0
         self._chances: list[float] = []
+        self._survival: list[float] = []
         """Empty where they have to be made anew: a pass asks for them several times."""
 
     def note(self, drafted: int, accepted: int) -> None:
@@ -37,7 +38,7 @@ class Acceptance:
     def note_each(self, right: Sequence[bool]) -> None:
         """At each depth a draft was looked at, the text being known up to there whoever had guessed it."""
         self.looked_at += len(right)
-        self._chances = []
+        self._chances, self._survival = [], []
         for depth, hit in enumerate(right):
             self._tried[depth] = self._tried[depth] * FADING + 1.0
             self._right[depth] = self._right[depth] * FADING + hit
@@ -46,22 +47,20 @@ class Acceptance:
         """At each depth, the chance that a draft is right if all before it are."""
         if self._chances:
             return self._chances
-        found = self._chances
-        for depth in range(DEPTH_MAX):
-            expected = self._prior_at(depth)
-            if found:
-                # A text that is easier at one depth than the prior says will be so at the next.
-                expected = min(1.0, expected * found[-1] / max(self._prior_at(depth - 1), 1e-6))
-            found.append((self._right[depth] + PRIOR_WEIGHT * expected) / (self._tried[depth] + PRIOR_WEIGHT))
+        found, prior, last = self._chances, self._prior, len(self._prior) - 1
+        easier = 1.0  # a text that is easier at one depth than the prior says will be so at the next
+        for depth, (right, tried) in enumerate(zip(self._right, self._tried, strict=True)):
+            expected = prior[depth if depth < last else last]
+            chance = (right + PRIOR_WEIGHT * min(1.0, expected * easier)) / (tried + PRIOR_WEIGHT)
+            easier = chance / max(expected, 1e-6)
+            found.append(chance)
         return found
 
     def survival(self) -> list[float]:
         """The chance that the first ``d + 1`` drafts are all right, at each ``d``."""
-        alive, found = 1.0, []
-        for chance in self.chances():
-            alive *= chance
-            found.append(alive)
-        return found
-
-    def _prior_at(self, depth: int) -> float:
-        return self._prior[min(depth, len(self._prior) - 1)]
+        if not self._survival:
+            alive, found = 1.0, self._survival
+            for chance in self.chances():
+                alive *= chance
+                found.append(alive)
+        return self._survival

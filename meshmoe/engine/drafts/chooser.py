@@ -2,12 +2,13 @@
 what passes take time for.
 
 Estimates that are never tried never get better, so now and then a pass goes another way than the best known one: with
-no drafts, or with a few more. That costs at most one pass in `EXPLORE_EVERY`.
+no drafts, or with a few more. That costs at most one pass in `EXPLORE_EVERY`. Where many requests go together, a few at
+a time are given more, in turns: all of them learn from it, and a pass with rows more for each takes far longer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from meshmoe.engine.drafts.confidence import Bar
 from meshmoe.engine.drafts.length import Prospect, choose_lengths
@@ -23,6 +24,9 @@ EXPLORE_FROM_NONE_EVERY = 100
 WIDER_OVER = 20.0
 """Passes over which the width of trees is remembered."""
 
+EXPLORERS = 2
+"""Requests that are given more, at once."""
+
 STEP = 2
 """Tokens more than the best, when more are tried."""
 
@@ -31,7 +35,7 @@ class LengthChooser:
     """See above.
 
     Attributes:
-        exploring: Whether the last lengths were chosen to learn something.
+        exploring: Of the requests that lengths were chosen for last, those whose were chosen to learn something.
     """
 
     def __init__(self) -> None:
@@ -46,7 +50,7 @@ class LengthChooser:
         self._tries = 0
         self._wider = 1.0
         """Rows of passes with trees, over those that were planned."""
-        self.exploring = False
+        self.exploring: Collection[int] = ()
 
     def note_pass(self, rows: int, took_s: float, waited_s: float) -> None:
         """A pass through the mesh over ``rows`` took ``took_s``, of which it ``waited_s`` for peers."""
@@ -55,6 +59,8 @@ class LengthChooser:
         self._passes.note(rows, took_s)
         self._local.note(rows, max(0.0, took_s - waited_s))
         self._waits.note(rows, min(waited_s, took_s))
+        for times in (self._local, self._waits, self._drafts):
+            times.settle()
 
     def note_draft(self, rows: int, took_s: float) -> None:
         """A drafting pass over ``rows`` took so long."""
@@ -69,6 +75,11 @@ class LengthChooser:
             smooth_s = self._local.curve[rows] + self._waits.curve[rows]
             found = self._pass_s[rows] = self._passes.leaning_s(rows, smooth_s)
         return found
+
+    @property
+    def row_s(self) -> float:
+        """Seconds that a row more computes, and so takes at least."""
+        return self._local.curve[2] - self._local.curve[1]
 
     def draft_s(self, rows: int) -> float:
         """Seconds of a drafting pass; until one was measured, what passes compute here."""
@@ -117,16 +128,19 @@ class LengthChooser:
     def lengths(self, prospects: Sequence[Prospect]) -> list[int]:
         """How many tokens to draft for each request of the next pass."""
         self._chosen += 1
-        self.exploring = False
+        self.exploring = ()
         if self._chosen <= FIRST_PASSES:
             return [0] * len(prospects)
-        best = choose_lengths(prospects, self.pass_s, self.draft_s)
+        best = choose_lengths(prospects, self.pass_s, self.draft_s, self.row_s)
         drafting = any(best)
         if self._chosen % (EXPLORE_EVERY if drafting else EXPLORE_FROM_NONE_EVERY):
             return best
         self._tries += 1
-        self.exploring = True
         if drafting and self._tries % 2:
+            self.exploring = range(len(prospects))
             return [0] * len(prospects)
-        step = STEP if drafting else 1
-        return [min(length + step, len(p.survival)) for length, p in zip(best, prospects, strict=True)]
+        step, turn = STEP if drafting else 1, self._tries // 2 * EXPLORERS
+        self.exploring = {(turn + at) % len(prospects) for at in range(EXPLORERS)}
+        for at in self.exploring:
+            best[at] = min(best[at] + step, len(prospects[at].survival))
+        return best

@@ -8,7 +8,7 @@ One request's part is `RequestDrafts`, the node's is `Drafting`. A pass
    forward;
 4. lets each request's sampler choose from the logits one after the other, for as long as its choice was drafted there:
    the choices are what would have been written without drafts, one pass each;
-5. forgets the drafts that were wrong, and learns.
+5. forgets the drafts that were wrong, and learns: nobody waits for that, so it is done while the next pass waits.
 
 Without drafts, 3 and 4 are all there is: an ordinary decode step of the batch.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -85,7 +86,9 @@ class Drafting:
             for growth in growths:
                 growth.tree.close()
         for one, plan, growth, found in zip(asked, plans, growths, chosen, strict=True):
-            self._learn(one, plan, growth, [choice.token_id for choice in found])
+            _tell(one, plan, growth, len(found) - 1)
+            if plan.seen is not None or growth.guesses:
+                batch.later.postpone(partial(self._learn, one, plan, growth, [choice.token_id for choice in found]))
         return chosen
 
     def _check(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> list[list[Choice]]:
@@ -109,7 +112,9 @@ class Drafting:
             chosen.append(found)
             used += [begin + (growth.tree.nodes.index(node) + 1 if node else 0) for node in nodes]
             begin += count
-        self._chooser.note_pass(begin, batch.clock() - began, batch.waited_s)
+        took_s, waited_s = batch.clock() - began, batch.waited_s
+        batch.later.catch_up()  # with what there was no wait for
+        batch.later.postpone(partial(self._chooser.note_pass, begin, took_s, waited_s))
         batch.note_demand(used, decode=True)  # drafts that were wrong are no demand: experts would move for them
         return chosen
 
@@ -143,25 +148,29 @@ class Drafting:
 
     def _best(self, asked: Sequence[Asked], limits: Sequence[int], nodes_max: int) -> list[DraftPlan]:
         """For each request the drafter that promises more for it alone, and the lengths that are best together."""
-        pass_s, draft_s, options, seen = self._chooser.pass_s, self._chooser.draft_s, [], []
+        chooser, options, seen = self._chooser, [], []
+        pass_s, draft_s, row_s = chooser.pass_s, chooser.draft_s, chooser.row_s
         for one, limit in zip(asked, limits, strict=True):
             records = one.drafts.records
             drafter, found = _look_up(one, limit)
-            local = Prospect(_survival(one, drafter if found and nodes_max else None)[:limit], costs=True)
-            free = Prospect(records[drafter].survival()[: len(found)], costs=False)
-            better = found and promise(free, pass_s, draft_s) >= promise(local, pass_s, draft_s)
-            options.append(free if better else local)
+            best = Prospect(_survival(one, drafter if found and nodes_max else None)[:limit], costs=True)
+            if found:
+                free = Prospect(records[drafter].survival()[: len(found)], costs=False)
+                if promise(free, pass_s, draft_s, row_s) >= promise(best, pass_s, draft_s, row_s):
+                    best = free
+            options.append(best)
             seen.append((drafter, found))
-        lengths = self._chooser.lengths(options)
-        bar = NO_BAR if self._chooser.exploring else self._chooser.bar(options, lengths)
+        lengths = chooser.lengths(options)
+        drafting = any(length and option.costs for length, option in zip(lengths, options, strict=True))
+        shared, exploring = chooser.bar(options, lengths) if drafting else NO_BAR, chooser.exploring
         plans = []
-        for prospect, length, limit, (drafter, found) in zip(options, lengths, limits, seen, strict=True):
+        for at, (prospect, length, limit) in enumerate(zip(options, lengths, limits, strict=True)):
             if not prospect.costs:
-                plans.append(DraftPlan(drafter, length, found[:length], seen=(drafter, found)))
+                plans.append(DraftPlan(seen[at][0], length, seen[at][1][:length], seen=seen[at]))
+            elif not length or shared is NO_BAR or at in exploring:
+                plans.append(DraftPlan("local", length, planned=length, seen=seen[at]))
             else:
-                most = limit if length and bar is not NO_BAR else length
-                nodes = nodes_max if length and bar is not NO_BAR else 0
-                plans.append(DraftPlan("local", most, (), bar, nodes, length, seen=(drafter, found)))
+                plans.append(DraftPlan("local", limit, (), shared, nodes_max, length, seen=seen[at]))
         return plans
 
     def _write(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> None:
@@ -210,11 +219,6 @@ class Drafting:
 
     def _learn(self, one: Asked, plan: DraftPlan, growth: Growth, written: Sequence[int]) -> None:
         """Learn from what was written: of drafts that were checked, and of those that only might have been."""
-        one.stats.drafted_tokens += len(growth.tree.nodes)
-        depth = max(map(len, growth.tree.nodes), default=0)
-        one.stats.drafted_depth += depth
-        one.stats.looked_up_depth += depth if plan.drafter != "local" else 0
-        one.stats.accepted_tokens += len(written) - 1
         if plan.seen is not None:
             drafter, tokens = plan.seen
             known = min(len(tokens), len(written))
@@ -246,6 +250,17 @@ class Drafting:
             record.note_each(right)
             for depth, chance in enumerate(record.chances()[: len(right)]):
                 node[depth] += NODE_WEIGHT * (chance - node[depth])
+
+
+def _tell(one: Asked, plan: DraftPlan, growth: Growth, accepted: int) -> None:
+    """Tell a request what was drafted for it, and how much of that was right."""
+    if not growth.tree.nodes:
+        return
+    depth = max(map(len, growth.tree.nodes))
+    one.stats.drafted_tokens += len(growth.tree.nodes)
+    one.stats.drafted_depth += depth
+    one.stats.looked_up_depth += depth if plan.drafter != "local" else 0
+    one.stats.accepted_tokens += accepted
 
 
 def _as_told(one: Asked, limit: int) -> DraftPlan:

@@ -30,7 +30,10 @@ class Prospect:
 
 
 def choose_lengths(
-    prospects: Sequence[Prospect], pass_s: Callable[[int], float], draft_s: Callable[[int], float]
+    prospects: Sequence[Prospect],
+    pass_s: Callable[[int], float],
+    draft_s: Callable[[int], float],
+    row_s: float = 0.0,
 ) -> list[int]:
     """Choose how many tokens to draft for each request.
 
@@ -38,6 +41,7 @@ def choose_lengths(
         prospects: The requests of one pass.
         pass_s: Seconds of a pass through the mesh over so many rows.
         draft_s: Seconds of a pass over so many rows with what is here.
+        row_s: Seconds of a row more at the least: no more is tried than can be worth it. 0 tries all.
 
     Returns:
         For each request a number from 0 to the length of its survival.
@@ -45,12 +49,15 @@ def choose_lengths(
     lengths = [0] * len(prospects)
     rows = len(prospects)
     tokens, drafting_s = float(rows), 0.0
-    best, best_ratio = list(lengths), GAIN_MIN * _ratio(tokens, pass_s(rows))
+    ratio = _ratio(tokens, pass_s(rows))
+    best, best_ratio = list(lengths), GAIN_MIN * ratio
     depths: list[int] = []  # rows of each drafting pass
     waiting = [(-p.survival[0], at) for at, p in enumerate(prospects) if p.survival]
     heapq.heapify(waiting)
     while waiting:
         worth, at = heapq.heappop(waiting)
+        if -worth <= best_ratio * row_s and ratio <= best_ratio:
+            break
         prospect, depth = prospects[at], lengths[at]
         lengths[at] += 1
         rows += 1
@@ -70,14 +77,22 @@ def choose_lengths(
     return best
 
 
-def promise(prospect: Prospect, pass_s: Callable[[int], float], draft_s: Callable[[int], float]) -> float:
-    """Tokens a second that a request alone may expect of a drafter, with as many drafts as are best."""
-    tokens, drafting_s = 1.0, 0.0
-    best = _ratio(tokens, pass_s(1))
+def promise(
+    prospect: Prospect, pass_s: Callable[[int], float], draft_s: Callable[[int], float], row_s: float = 0.0
+) -> float:
+    """Tokens a second that a request alone may expect of a drafter, with as many drafts as are best.
+
+    The arguments are those of `choose_lengths`.
+    """
+    tokens, drafting_s, a_draft_s = 1.0, 0.0, draft_s(1) if prospect.costs else 0.0
+    ratio = best = _ratio(tokens, pass_s(1))
     for depth, chance in enumerate(prospect.survival, 1):
+        if chance <= best * (row_s + a_draft_s) and ratio <= best:
+            break
         tokens += chance
-        drafting_s += draft_s(1) if prospect.costs else 0.0
-        best = max(best, _ratio(tokens, pass_s(depth + 1) + drafting_s))
+        drafting_s += a_draft_s
+        ratio = _ratio(tokens, pass_s(depth + 1) + drafting_s)
+        best = max(best, ratio)
     return best
 
 

@@ -88,11 +88,16 @@ class PassTimes:
 
     @property
     def curve(self) -> Curve:
-        """Seconds by number of rows, smoothed over all numbers of rows; it never falls."""
+        """Seconds by number of rows, smoothed over all numbers of rows, as of the last `settle`; it never falls."""
+        if not self._fit_at:
+            self.settle()
+        return self._curve
+
+    def settle(self) -> None:
+        """Make the curve anew once enough has been measured since; not while anybody waits, as that takes 0.1 ms."""
         if self._noted > self._fit_at:
             self._curve = self._fitted()
             self._fit_at = self._noted + min(REFIT_MAX, self._noted // 8)
-        return self._curve
 
     def expected_s(self, rows: int) -> float:
         """How long a pass over so many rows should take; 0 if nothing was measured yet."""

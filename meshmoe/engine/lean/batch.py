@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -35,8 +36,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meshmoe.engine.counts import ActivationCounts
-from meshmoe.engine.job import Call, CallAbandonedError, Job
+from meshmoe.engine.job import Call, CallAbandonedError, Job, JobCancelled
 from meshmoe.engine.kernels.crew import crew_here, linear
+from meshmoe.engine.later import Later
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.away import Asked, AwayExperts
 from meshmoe.engine.lean.blocks import BlockPool, Sequence
@@ -62,6 +64,7 @@ class LeanEngine:
         blocks: The room.
         little: Serves peers' little calls.
         clock: Seconds that passes are timed by.
+        later: What is done while passes wait for peers.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class LeanEngine:
         kv_bytes: int,
     ) -> None:
         self.clock: Callable[[], float] = perf_counter
+        self.later = Later()
         self.model = model
         self.blocks: BlockPool = model.new_blocks(kv_bytes)
         self.remote = remote
@@ -105,6 +109,7 @@ class LeanBatch:
 
     Attributes:
         clock: Seconds that passes are timed by.
+        later: What is done while forwards wait for peers.
         waited_s: Seconds for which the last forward had nothing to do but wait for peers.
         computed_s: Seconds for which it computed layers itself.
         abandoned: Whether `forward` should give up; whoever calls it takes this back first.
@@ -119,7 +124,7 @@ class LeanBatch:
         self._counters = np.array(
             [[layer.ctypes.data for layer in kind] for kind in (counts.decode, counts.prefill)], np.int64
         )
-        self.clock = engine.clock
+        self.clock, self.later = engine.clock, engine.later
         self.waited_s = self.computed_s = 0.0
         self.abandoned = False
         self._away = AwayExperts(engine.model.plan, self._work, engine.remote, engine.little, job)
@@ -294,8 +299,14 @@ class LeanBatch:
         try:
             if self.abandoned:
                 asked.call.abandon()
+            while self.later and not asked.call.ended:
+                self.later.do_one()
+                self._job.checkpoint()  # what has come, or is due to go, is looked at in between
             replies = asked.call.wait()
             self._looked = True
+        except JobCancelled:
+            asked.call.abandon()
+            raise
         except CallAbandonedError:
             raise BatchAbandonedError from None
         finally:
@@ -323,7 +334,11 @@ class LeanBatch:
 
     def note_demand(self, rows: list[int], *, decode: bool) -> None:
         """Log where rows of the last forward were routed: this node's demand, if somebody had a use for them."""
-        self._engine.counts.log.add(self._work.chosen.transpose(1, 0, 2)[rows], decode=decode)
+        sets = self._work.chosen[:, rows].transpose(1, 0, 2)
+        if decode:
+            self.later.postpone(partial(self._engine.counts.log.add, sets, decode=True))
+        else:
+            self._engine.counts.log.add(sets, decode=False)
 
     def _logits(self, rows: Rows[Row]) -> Tensor:
         plan, work = self._model.plan, self._work

@@ -91,17 +91,44 @@ class Member:
         return self.take([self.writer.sampler.choose(logits)])
 
     def take(self, choices: list[Choice]) -> list[GenerationEvent]:
-        """Write chosen tokens, all but the last of which have been read."""
-        events: list[GenerationEvent] = []
-        for choice in choices:
-            events += self.writer.take(choice)
+        """Write chosen tokens, all but the last of which have been read, and tell of them."""
+        return self.tell(self.note(choices)) if not self.writer.may_stop else self._take_each(choices)
+
+    def note(self, choices: list[Choice]) -> list[Choice]:
+        """Write chosen tokens; returns those to `tell` of, which need not be now while the text goes on."""
+        noted: list[Choice] = []
+        for at, choice in enumerate(choices, 1):
+            if self.writer.note(choice, last=at == len(choices)):
+                noted.append(choice)
             if self.writer.finished:
                 break
+        self._wrote()
+        return noted
+
+    def tell(self, noted: list[Choice], *, last: bool = True) -> list[GenerationEvent]:
+        """What its client hears of tokens that were noted, see `Writer.tell`; a failure here is its own."""
+        try:
+            return self.writer.tell(noted, last=last)
+        except Exception as error:
+            self.failure = error
+            return []
+
+    def _take_each(self, choices: list[Choice]) -> list[GenerationEvent]:
+        """Where the text of a token may end all, before the next is written."""
+        events: list[GenerationEvent] = []
+        for at, choice in enumerate(choices, 1):
+            noted = self.writer.note(choice, last=at == len(choices))
+            events += self.tell([choice] if noted else [])
+            if self.writer.finished:
+                break
+        self._wrote()
+        return events
+
+    def _wrote(self) -> None:
         self.generation.context_tokens = self.sequence.length
         switch = self.generation.model.cache.switch_tokens
         if switch is not None and len(self.writer.ids) > switch and not self.sequence.long:
             self.restart()
-        return events
 
     def restart(self) -> None:
         """Forget what has been read; it will be read again."""

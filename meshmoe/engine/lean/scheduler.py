@@ -31,7 +31,6 @@ from meshmoe.core.errors import OverloadedError
 from meshmoe.engine.compute import ComputeThread
 from meshmoe.engine.drafts.drafting import Drafting
 from meshmoe.engine.drafts.mode import AUTO, DraftMode
-from meshmoe.engine.events import EventStream
 from meshmoe.engine.generate import Generation
 from meshmoe.engine.job import Bell, Job
 from meshmoe.engine.lean.batch import BatchAbandonedError, LeanBatch, LeanEngine
@@ -40,8 +39,8 @@ from meshmoe.engine.lean.halves import Halves
 from meshmoe.engine.lean.member import Member
 from meshmoe.engine.lean.model import ROWS_MAX
 from meshmoe.engine.lean.pieces import PieceRows
+from meshmoe.engine.lean.telling import Telling
 from meshmoe.engine.request import GenerationEvent
-from meshmoe.engine.sampling import Choice
 from meshmoe.engine.schedule import Priority
 
 LANES = 2
@@ -94,6 +93,7 @@ class Scheduler:
         """In the order in which they arrived."""
         self._serving = 0
         self._writing_s = READ_BESIDE_S
+        self._telling = Telling(compute, lean.later)
         self._piece_rows = PieceRows()
         self._ring_due = False
         self._halves = Halves()
@@ -172,8 +172,10 @@ class Scheduler:
                 if not self._members:
                     return
                 if not self._step(job, lane, lane.batch):
+                    self._lean.later.catch_up()
                     lane.bell.wait(job)
         finally:
+            self._lean.later.catch_up()
             lane.batch = None
             self._ring()
 
@@ -282,69 +284,61 @@ class Scheduler:
         lane.writing_since_s = None if pieces else perf_counter()
         for member in group:
             member.busy = True
-        events: list[tuple[EventStream, list[GenerationEvent]]] = []
         try:
             job.turn(priority)  # not before they are busy: the other lane may have its turn here
             # Whoever cancels looks at the flight after marking, so one of us sees what the other did.
             if not all(member.cancelled for member in group):
                 began = perf_counter()
-                events = self._forward(batch, group, pieces)
+                self._forward(batch, group, pieces)
                 took_s = perf_counter() - began
                 self._halves.waited(batch.waited_s / max(took_s, 1e-9))
                 done = True
                 if not pieces:
                     self._writing_s += (took_s - batch.waited_s - self._writing_s) / 8
-                    self._wrote(began + took_s, events)
         except BatchAbandonedError:
             pass
         except Exception as error:
             for member, length in zip(group, lengths, strict=True):
                 member.sequence.truncate(min(length, member.sequence.length))  # one that begins again has none
             if len(group) > 1:
-                events = self._apart(batch, group, pieces)
+                self._apart(batch, group, pieces)
             elif not isinstance(error, NoBlocksError):  # the next step makes room, or waits for some
                 group[0].failure = error
         finally:
             lane.flight, lane.writing_since_s = (), None
             for member in group:
                 member.busy = False
-        if events:
-            job.post(_deliver, events)
         if self._halves.overlap and len(self._members) > len(group):
             self._ring()
         return done
 
-    def _apart(
-        self, batch: LeanBatch, group: list[Member], pieces: dict[Member, int]
-    ) -> list[tuple[EventStream, list[GenerationEvent]]]:
-        events: list[tuple[EventStream, list[GenerationEvent]]] = []
+    def _apart(self, batch: LeanBatch, group: list[Member], pieces: dict[Member, int]) -> None:
         for member in group:
             try:
-                events += self._forward(batch, [member], pieces)
+                self._forward(batch, [member], pieces)
             except BatchAbandonedError:
                 break
             except NoBlocksError:
                 continue
             except Exception as error:
                 member.failure = error
-        return events
 
-    def _forward(
-        self, batch: LeanBatch, group: list[Member], pieces: dict[Member, int]
-    ) -> list[tuple[EventStream, list[GenerationEvent]]]:
-        """Read each member's piece of prompt, or its last token; returns what came of it."""
-        events: list[tuple[EventStream, list[GenerationEvent]]] = []
+    def _forward(self, batch: LeanBatch, group: list[Member], pieces: dict[Member, int]) -> None:
+        """Read each member's piece of prompt, or its last token, and tell what came of it."""
         if pieces:
             rows = [row for member in group for row in member.prompt_rows(pieces[member])]
             logits = iter(batch.forward(rows))
-            written = [self._heard(member, None if member.pending else next(logits)) for member in group]
-        else:
-            written = [m.take(choices) for m, choices in zip(group, self._write(batch, group), strict=True)]
-        for member, found in zip(group, written, strict=True):
-            if found:
-                member.generation.stream.count(len(found))
-                events.append((member.generation.stream, found))
-        return events
+            self._lean.later.catch_up()
+            self._telling.tell([(m, self._heard(m, None if m.pending else next(logits))) for m in group])
+            return
+        began = perf_counter()
+        chosen = self._drafting.advance(batch, [member.asked() for member in group])
+        for member, found in zip(group, chosen, strict=True):
+            member.writer.stats.decode_steps += 1
+            member.writer.stats.decode_tokens += len(found)
+        now_s = perf_counter()
+        self._telling.wrote(list(zip(group, chosen, strict=True)), now_s - began, batch.waited_s)
+        self._halves.wrote(sum(map(len, chosen)), sum(member.writing for member in self._members), now_s)
 
     def _heard(self, member: Member, logits: Tensor | None) -> list[GenerationEvent]:
         """What comes of a piece of prompt; a failure here is the member's own, the others have been read all right."""
@@ -353,21 +347,3 @@ class Scheduler:
         except Exception as error:
             member.failure = error
             return []
-
-    def _write(self, batch: LeanBatch, group: list[Member]) -> list[list[Choice]]:
-        """Read each member's last token, and drafts behind it; choose as many tokens as that tells."""
-        chosen = self._drafting.advance(batch, [member.asked() for member in group])
-        for member, found in zip(group, chosen, strict=True):
-            member.writer.stats.decode_steps += 1
-            member.writer.stats.decode_tokens += len(found)
-        return chosen
-
-    def _wrote(self, now_s: float, events: list[tuple[EventStream, list[GenerationEvent]]]) -> None:
-        writers = sum(member.writing for member in self._members)
-        self._halves.wrote(sum(len(found) for _, found in events), writers, now_s)
-
-
-def _deliver(events: list[tuple[EventStream, list[GenerationEvent]]]) -> None:
-    for stream, found in events:
-        for event in found:
-            stream.put(event)

@@ -55,6 +55,7 @@ class Mesh:
 
 class Answered:
     stalled_s = 0.0
+    ended = True
 
     def __init__(self, outputs):
         self._outputs = outputs
@@ -178,6 +179,7 @@ def test_drafts_that_were_wrong_are_no_demand():
         speaker, drafting = Speaker(lean, batch, Drafting(mode), mode, PROMPTS[0], GREEDY), Drafting(mode)
         while len(speaker.written) < TOKENS:
             speaker.written += drafting.advance(batch, [speaker.asked()])[0]
+        lean.later.catch_up()
         prompt, *steps = lean.counts.log.take()
         return speaker.stats, prompt, np.concatenate([step.sets for step in steps if step.decode])
 
@@ -315,6 +317,32 @@ def test_what_stood_in_the_text_is_judged_without_being_used(monkeypatch):
     assert any(drafting.chances[True][drafter][0] != PRIORS[drafter] for drafter in LOOKUPS.values())
     assert drafting.chances[True]["local"][0] == PRIORS["local"]
     assert drafting.chances[False]["lookup 2"][0] == PRIORS["lookup 2"], "texts that are drawn are another matter"
+
+
+def test_what_a_pass_taught_is_learned_while_the_next_one_waits(monkeypatch):
+    """And not before its first call is out."""
+    lean, batch, mesh = node()
+    drafting, left = Drafting(AUTO), []
+    asked, wait, compute_away = [], Answered.wait, mesh.compute
+
+    def ask(call):
+        asked.append(len(lean.later._work))
+        return compute_away(call)
+
+    def waited(answered):
+        left.append(len(lean.later._work))
+        return wait(answered)
+
+    monkeypatch.setattr(Answered, "wait", waited)
+    monkeypatch.setattr(Answered, "ended", False)
+    monkeypatch.setattr(mesh, "compute", ask)
+    speaker = Speaker(lean, batch, drafting, AUTO, PROMPTS[0], GREEDY)
+    speaker.written += drafting.advance(batch, [speaker.asked()])[0]
+    assert lean.later, "learning and demand of the first pass"
+    del asked[:], left[:]
+    speaker.written += drafting.advance(batch, [speaker.asked()])[0]
+    assert asked[0] > 0
+    assert left[0] == 0
 
 
 def test_drafts_give_way_where_the_cache_is_full():
