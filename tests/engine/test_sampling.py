@@ -234,3 +234,14 @@ def test_a_large_vocabulary_takes_the_short_way_and_the_long_way():
     params = SamplingParams(temperature=1.0, top_p=0.9)
     assert len(distribution(flat, params)[0]) == pytest.approx(45_000, rel=0.02)
     assert distribution(peaked, params)[0].tolist() == [123]
+
+
+@examples
+@given(
+    values=st.lists(st.sampled_from([-math.inf, -2.0, 0.0, 0.5, 3.0]), min_size=1, max_size=9),
+    count=st.integers(1, 4),
+)
+def test_guesses_are_the_highest_and_of_equal_ones_the_first(values, count):
+    found = Sampler(SamplingParams(), ()).guesses(torch.tensor([9.0, *values]), (), count)
+    ranked = sorted(range(len(values) + 1), key=lambda at: (-[9.0, *values][at], at))
+    assert found == ranked[:count]

@@ -46,6 +46,8 @@ def choose_lengths(
     Returns:
         For each request a number from 0 to the length of its survival.
     """
+    if len(prospects) == 1:
+        return [_alone(prospects[0], pass_s, draft_s, row_s, GAIN_MIN)[1]]
     lengths = [0] * len(prospects)
     rows = len(prospects)
     tokens, drafting_s = float(rows), 0.0
@@ -84,16 +86,25 @@ def promise(
 
     The arguments are those of `choose_lengths`.
     """
+    return _alone(prospect, pass_s, draft_s, row_s, 1.0)[0]
+
+
+def _alone(
+    prospect: Prospect, pass_s: Callable[[int], float], draft_s: Callable[[int], float], row_s: float, gain_min: float
+) -> tuple[float, int]:
+    """Tokens a second of one request, and how many drafts promise so many."""
     tokens, drafting_s, a_draft_s = 1.0, 0.0, draft_s(1) if prospect.costs else 0.0
-    ratio = best = _ratio(tokens, pass_s(1))
+    ratio, length = _ratio(tokens, pass_s(1)), 0
+    best = gain_min * ratio
     for depth, chance in enumerate(prospect.survival, 1):
         if chance <= best * (row_s + a_draft_s) and ratio <= best:
             break
         tokens += chance
         drafting_s += a_draft_s
         ratio = _ratio(tokens, pass_s(depth + 1) + drafting_s)
-        best = max(best, ratio)
-    return best
+        if ratio > best:
+            best, length = ratio, depth
+    return best, length
 
 
 def _ratio(tokens: float, took_s: float) -> float:

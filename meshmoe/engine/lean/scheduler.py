@@ -41,6 +41,7 @@ from meshmoe.engine.lean.model import ROWS_MAX
 from meshmoe.engine.lean.pieces import PieceRows
 from meshmoe.engine.lean.telling import Telling
 from meshmoe.engine.request import GenerationEvent
+from meshmoe.engine.sampling import Choice
 from meshmoe.engine.schedule import Priority
 
 LANES = 2
@@ -332,10 +333,7 @@ class Scheduler:
             self._telling.tell([(m, self._heard(m, None if m.pending else next(logits))) for m in group])
             return
         began = perf_counter()
-        chosen = self._drafting.advance(batch, [member.asked() for member in group])
-        for member, found in zip(group, chosen, strict=True):
-            member.writer.stats.decode_steps += 1
-            member.writer.stats.decode_tokens += len(found)
+        chosen = self._write(batch, group)
         now_s = perf_counter()
         self._telling.wrote(list(zip(group, chosen, strict=True)), now_s - began, batch.waited_s)
         self._halves.wrote(sum(map(len, chosen)), sum(member.writing for member in self._members), now_s)
@@ -347,3 +345,11 @@ class Scheduler:
         except Exception as error:
             member.failure = error
             return []
+
+    def _write(self, batch: LeanBatch, group: list[Member]) -> list[list[Choice]]:
+        """Read each member's last token, and drafts behind it; choose as many tokens as that tells."""
+        chosen = self._drafting.advance(batch, [member.asked() for member in group])
+        for member, found in zip(group, chosen, strict=True):
+            member.writer.stats.decode_steps += 1
+            member.writer.stats.decode_tokens += len(found)
+        return chosen
