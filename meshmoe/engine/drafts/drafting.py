@@ -28,7 +28,7 @@ from meshmoe.engine.drafts.confidence import NO_BAR, Confidence, Text
 from meshmoe.engine.drafts.growing import Growth
 from meshmoe.engine.drafts.length import Prospect, promise
 from meshmoe.engine.drafts.mode import DraftMode
-from meshmoe.engine.drafts.tree import PENDING, Path
+from meshmoe.engine.drafts.tree import PENDING
 from meshmoe.engine.lean.batch import LeanBatch
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.model import ROWS_MAX
@@ -107,10 +107,9 @@ class Drafting:
         begin = 0
         for one, growth in zip(asked, growths, strict=True):
             count = 1 + len(growth.tree.nodes)
-            found, nodes = self._accept(one, growth, logits[begin : begin + count])
-            growth.tree.take(nodes[-1])
+            found, rows = self._accept(one, growth, logits[begin : begin + count])
             chosen.append(found)
-            used += [begin + (growth.tree.nodes.index(node) + 1 if node else 0) for node in nodes]
+            used += [begin + row for row in rows]
             begin += count
         took_s, waited_s = batch.clock() - began, batch.waited_s
         batch.later.catch_up()  # with what there was no wait for
@@ -122,16 +121,18 @@ class Drafting:
         pairs = zip(asked, growths, strict=True)
         return batch.forward([row for one, growth in pairs for row in growth.tree.rows(one.ids[-1], one.stats)])
 
-    def _accept(self, one: Asked, growth: Growth, logits: Tensor) -> tuple[list[Choice], list[Path]]:
-        """What the sampler chooses, and after which nodes."""
-        rows = dict(zip((PENDING, *growth.tree.nodes), logits, strict=True))
-        chosen, nodes = [one.sampler.choose(logits[0])], [PENDING]
-        while (node := (*nodes[-1], chosen[-1].token_id)) in rows:
-            if node[-1] in one.ends or one.sampler.complete:
+    def _accept(self, one: Asked, growth: Growth, logits: Tensor) -> tuple[list[Choice], list[int]]:
+        """What the sampler chooses, and after which rows of the request."""
+        rows = {node: row for row, node in enumerate((PENDING, *growth.tree.nodes))}
+        chosen, used, node = [one.sampler.choose(logits[0])], [0], PENDING
+        while (row := rows.get((*node, chosen[-1].token_id))) is not None:
+            if chosen[-1].token_id in one.ends or one.sampler.complete:
                 break
-            nodes.append(node)
-            chosen.append(one.sampler.choose(rows[node]))
-        return chosen, nodes
+            node = (*node, chosen[-1].token_id)
+            used.append(row)
+            chosen.append(one.sampler.choose(logits[row]))
+        growth.tree.take(node)
+        return chosen, used
 
     def _plan(self, asked: Sequence[Asked], forks: bool) -> list[DraftPlan]:
         most = max(0, min(DEPTH_MAX, ROWS_MAX // len(asked) - 1))
