@@ -97,7 +97,7 @@ def _alone(
     ratio, length = _ratio(tokens, pass_s(1)), 0
     best = gain_min * ratio
     for depth, chance in enumerate(prospect.survival, 1):
-        if chance <= best * (row_s + a_draft_s) and ratio <= best:
+        if chance <= best * row_s and ratio <= best:
             break
         tokens += chance
         drafting_s += a_draft_s

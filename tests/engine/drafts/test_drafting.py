@@ -216,13 +216,15 @@ def test_a_planted_rule_that_takes_drafts_unseen_is_noticed(plain, monkeypatch):
     params, texts, _ = plain
 
     def wrong(self, one, growth, logits):
-        chosen, nodes = [one.sampler.choose(logits[0])], [PENDING]
+        chosen, used, last = [one.sampler.choose(logits[0])], [0], PENDING
         for at, node in enumerate(growth.tree.nodes):
             if at % 2 == 0 and chosen[-1].token_id != node[-1]:
                 break
             chosen.append(one.sampler.choose(logits[at + 1]))
-            nodes.append(node)
-        return chosen, nodes
+            used.append(at + 1)
+            last = node
+        growth.tree.take(last)
+        return chosen, used
 
     monkeypatch.setattr(Drafting, "_accept", wrong)
     assert write(DraftMode("fixed", 4), params)[0] != texts
