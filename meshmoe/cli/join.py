@@ -119,6 +119,11 @@ DESCRIPTORS_MIN = 192
     show_default=True,
     help="Let the compute thread serve expert calls itself: shorter rounds.",
 )
+@click.option(
+    "--spin",
+    is_flag=True,
+    help="While answers are due within 5 ms, look for them without sleeping, if cores are idle.",
+)
 @click.option("--hedge", is_flag=True, help="Send late expert calls to a second holder, too (at most 5 % more calls).")
 @click.option(
     "--discovery/--no-discovery",
@@ -173,6 +178,7 @@ def join(  # noqa: D103 - the help text stands above
     membership: str,
     links: str | None,
     express: bool,
+    spin: bool,
     hedge: bool,
     discovery: bool | None,
     spot_check: float,
@@ -211,6 +217,7 @@ def join(  # noqa: D103 - the help text stands above
         links=_emulated_links(links, node),
         links_file=links,
         express=express,
+        spin=spin,
         hedge=hedge,
         insecure=insecure,
         demand_half_life_s=half_life_s,

@@ -36,6 +36,7 @@ from meshmoe.node.expert_server import ExpertServer
 from meshmoe.node.express_client import ExpressClient
 from meshmoe.node.express_server import CallIn, ExpressServer
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.vigil import Vigil
 from meshmoe.transport.base import DirectLane, Parcel
 from meshmoe.wire.codec import CODEC, Codec
 from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply
@@ -61,6 +62,7 @@ class Express:
         client: ExpertClient,
         server: ExpertServer,
         messenger: Messenger,
+        vigil: Vigil,
     ) -> None:
         """Serve a lane.
 
@@ -71,7 +73,9 @@ class Express:
             client: The usual way of asking.
             server: The usual way of serving.
             messenger: Takes what goes the usual way.
+            vigil: Whether to wait awake.
         """
+        self._vigil = vigil
         self.counts: Counter[str] = Counter()
         """Messages out and answered, calls of peers served, those served together, parcels handed over and dropped."""
         self._compute: ComputeThread = engine.compute
@@ -83,9 +87,9 @@ class Express:
         self._drained = False
         """Whether the last poll has taken in all that had come."""
         self._lock = threading.Lock()
-        self.client = ExpressClient(lane, self._codec, self._compute, mesh, client, messenger, self.counts)
+        self.client = ExpressClient(lane, self._codec, self._compute, mesh, client, messenger, vigil, self.counts)
         """Asks."""
-        self.server = ExpressServer(lane, self._codec, engine, server, self._hand_over, self.counts)
+        self.server = ExpressServer(lane, self._codec, engine, server, self._hand_over, vigil, self.counts)
         """Serves peers."""
         self.send = self.client.send
         """See `Inlet.send`. The method itself: a step has some microseconds for each of its layers."""
@@ -121,8 +125,9 @@ class Express:
 
     def wait(self) -> None:
         """See `Inlet.wait`."""
-        client = self.client
-        self._lane.wait(min(WAIT_S_MAX, max(0.0, client.soonest_s - perf_counter())) if client.asked else WAIT_S_MAX)
+        client, now_s = self.client, perf_counter()
+        timeout_s = min(WAIT_S_MAX, max(0.0, client.soonest_s - now_s)) if client.asked else WAIT_S_MAX
+        self._lane.wait(timeout_s, self._vigil.awake_s(now_s))
 
     def wake(self) -> None:
         """See `Inlet.wake`. On any thread."""

@@ -27,6 +27,7 @@ from meshmoe.node.expert_client import CallPatience, ExpertClient, MeshKnowledge
 from meshmoe.node.messenger import Messenger
 from meshmoe.node.peer_times import PeerTimes
 from meshmoe.node.routes import Choice, Routes
+from meshmoe.node.vigil import Vigil
 from meshmoe.transport.base import DirectLane
 from meshmoe.wire.codec import Codec, Decoded
 from meshmoe.wire.messages import CallCancel, ExpertCall, ExpertReply
@@ -124,6 +125,7 @@ class ExpressClient:
         mesh: MeshKnowledge,
         usual: ExpertClient,
         messenger: Messenger,
+        vigil: Vigil,
         counts: Counter[str],
     ) -> None:
         """Ask on a lane.
@@ -135,6 +137,7 @@ class ExpressClient:
             mesh: Who holds what, and how far away.
             usual: The usual way; its patience holds here, too.
             messenger: Hears who answers wrongly.
+            vigil: Told when answers are due.
             counts: See `Express.counts`.
         """
         self.usual = usual
@@ -144,6 +147,7 @@ class ExpressClient:
         self._lane = lane
         self._codec = codec
         self._messenger = messenger
+        self._vigil = vigil
         self._counts = counts
         self._patience: CallPatience = usual.patience
         self._times = PeerTimes()
@@ -165,6 +169,7 @@ class ExpressClient:
         deadline_s = now_s + self._budget_s(call, choice, size_bytes)
         for peer, experts in choice.experts.items():
             self._ask(under_way, peer, experts, now_s, deadline_s)
+        self._vigil.expect(now_s, max([self._times.usual_s(peer) for peer in choice.experts]))
         return under_way if under_way.open else None
 
     def _budget_s(self, call: LayerCall, choice: Choice, size_bytes: int) -> float:

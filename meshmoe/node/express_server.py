@@ -26,6 +26,7 @@ from meshmoe.engine.remote import LittleCall
 from meshmoe.engine.schedule import Priority
 from meshmoe.node.call_room import CallRoom
 from meshmoe.node.expert_server import ExpertServer
+from meshmoe.node.vigil import Vigil
 from meshmoe.transport.base import DirectLane, Parcel, QueueFullError
 from meshmoe.wire.codec import Codec, Decoded
 from meshmoe.wire.frames import Frame
@@ -56,6 +57,7 @@ class ExpressServer:
         engine: Engine,
         usual: ExpertServer,
         hand_over: Callable[[Parcel], None],
+        vigil: Vigil,
         counts: Counter[str],
     ) -> None:
         """Serve on a lane.
@@ -66,6 +68,7 @@ class ExpressServer:
             engine: Whose experts and thread compute.
             usual: The usual way; counts rows, and sends answers for which there is no room in the lane yet.
             hand_over: Takes a parcel to it.
+            vigil: Told when the next call may be due.
             counts: See `Express.counts`.
         """
         self._lane = lane
@@ -74,6 +77,8 @@ class ExpressServer:
         self._compute_thread: ComputeThread = engine.compute
         self._usual = usual
         self._hand_over = hand_over
+        self._vigil = vigil
+        self._served_s = 0.0
         self._counts = counts
         self._jobs: dict[tuple[NodeId, int], Job] = {}
         self._room = CallRoom(CALLS_MAX)
@@ -109,6 +114,8 @@ class ExpressServer:
             asked = [(wanted.index, wanted.rows) for wanted in one.call.experts]
             little.append((one, LittleCall(asked, tensor.header.rows, tensor.data)))
         computed = self._engine.compute_little(layer, [call for _, call in little]) if little else []
+        if len(little) > 1:
+            self._counts["together"] += len(little)
         compute_us = int((perf_counter() - began_s) * 1e6)
         for (one, call), outputs in zip(little, computed, strict=True):
             if outputs is None:
@@ -119,8 +126,9 @@ class ExpressServer:
             self._counts["served"] += 1
             reply = ExpertReply(id=one.call.id, compute_us=compute_us)
             self._reply(one.parcel.sender, self._codec.encode(reply, tensor=pack_rows(dtype, rows, outputs)))
-        if len(little) > 1:
-            self._counts["together"] += len(little)
+        if little:  # a peer that writes asks again about as soon as it did
+            since_s, self._served_s = began_s - self._served_s, began_s
+            self._vigil.expect(began_s, 2 * since_s)
         return left
 
     def is_plain(self, peer: NodeId, call: ExpertCall, decoded: Decoded) -> bool:

@@ -153,7 +153,7 @@ class Node:
         )
         async with open_engine(self.model, self.pool, parts.expert_client, limits) as engine:
             if self.settings.express:
-                await open_express(parts, engine, self.spawn)
+                await open_express(parts, engine, self.settings.spin, self.spawn)
             self._connect_engine(parts, engine, self.pool)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(parts.custody.run)

@@ -29,6 +29,7 @@ from meshmoe.node.model_source import ModelSource
 from meshmoe.node.parts import Parts
 from meshmoe.node.settings import NodeSettings
 from meshmoe.node.unit_intake import UnitIntake
+from meshmoe.node.vigil import Vigil
 from meshmoe.node.wants import Wants
 from meshmoe.placement.live import DEFAULT as LIVE
 from meshmoe.placement.live import Planner
@@ -99,7 +100,9 @@ def begin_placement(
     parts.placement.begin(planner, keeper, sizes, ROW_S)
 
 
-async def open_express(parts: Parts, engine: Engine, spawn: Callable[[Callable[[], Awaitable[None]]], None]) -> None:
+async def open_express(
+    parts: Parts, engine: Engine, spin: bool, spawn: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
     """Let the compute thread serve the data lane itself, where the transport can do that."""
     transport = parts.messenger.transport
     await parts.messenger.stop_receiving(Lane.DATA)
@@ -108,7 +111,7 @@ async def open_express(parts: Parts, engine: Engine, spawn: Callable[[Callable[[
         spawn(lambda: parts.messenger.receive_on(Lane.DATA))
         return
     express = parts.express = Express(
-        lane, engine, parts.mesh, parts.expert_client, parts.expert_server, parts.messenger
+        lane, engine, parts.mesh, parts.expert_client, parts.expert_server, parts.messenger, Vigil(spin)
     )
     engine.peer_calls_besides = express.serving
     engine.compute.attach(express)

@@ -8,6 +8,7 @@ that doubles with every miss: until membership has made up its mind, every layer
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from meshmoe.core.ids import NodeId
@@ -71,6 +72,11 @@ class PeerTimes:
         if times is None:
             return longest_s
         return min(longest_s, max(DEADLINE_S_MIN, 2 * (times.mean_s + 4 * times.deviation_s)))
+
+    def usual_s(self, peer: NodeId) -> float:
+        """When most answers have come; infinite where nothing was measured yet."""
+        times = self._times.get(peer)
+        return math.inf if times is None else times.mean_s + times.deviation_s
 
     def late_s(self, peer: NodeId) -> float | None:
         """When an answer is later than nearly all before it; None where nothing was measured yet.

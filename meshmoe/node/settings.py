@@ -45,6 +45,7 @@ class NodeSettings:
         links: Links to emulate, by peer; empty for real ones.
         links_file: Where they came from, to be read again on demand.
         express: Whether the compute thread serves expert calls itself.
+        spin: Whether it may wait awake, where cores are idle.
         hedge: Whether late decode calls go to a second holder, too.
         insecure: Send in the clear, and believe everybody who connects.
         demand_half_life_s: Of what this node remembers of its own use: shorter follows a change of use sooner, and
@@ -74,6 +75,7 @@ class NodeSettings:
     links: Mapping[NodeId, LinkShape] = field(default_factory=dict)
     links_file: str | None = None
     express: bool = True
+    spin: bool = False
     hedge: bool = False
     insecure: bool = False
     demand_half_life_s: float = 600.0

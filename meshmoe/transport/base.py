@@ -103,8 +103,13 @@ class DirectLane(Protocol):
         """
         ...
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until a parcel has come or `wake` was called, or for ``timeout_s``; may return early."""
+    def wait(self, timeout_s: float, awake_s: float = 0.0) -> None:
+        """Wait until a parcel has come or `wake` was called, or for ``timeout_s``; may return early.
+
+        Args:
+            timeout_s: How long at most.
+            awake_s: For so long of that it does not sleep, but looks again and again.
+        """
         ...
 
     def wake(self) -> None:

@@ -109,11 +109,11 @@ class ImpairedDirectLane:
         """See `DirectLane.descriptor`."""
         return None if self._under_way else self._inner.descriptor()
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float, awake_s: float = 0.0) -> None:
         """See `DirectLane.wait`."""
         left_s, early_s = self._send_due(), self._early_s
         if left_s - early_s > 0:
-            self._inner.wait(min(timeout_s, left_s - early_s))
+            self._inner.wait(min(timeout_s, left_s - early_s), awake_s)
         if not self._under_way:
             return
         due_s = self._under_way[0].arrival_s

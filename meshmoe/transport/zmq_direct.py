@@ -15,7 +15,7 @@ import select
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from time import perf_counter
 
 import zmq
 
@@ -29,7 +29,9 @@ from meshmoe.transport.zmq_outbound import OutboundLane
 from meshmoe.wire.frames import Frame
 
 _BRIEF_S = 0.05
-"""Waits shorter than this end on time; libzmq counts in whole milliseconds."""
+"""Waits shorter than this end on time; polling counts in whole milliseconds."""
+
+_NOBLOCK = int(zmq.NOBLOCK)  # as enum it costs more than receiving
 
 _SKIPPED_MAX = 64
 """Messages that are no parcels, thrown away in one `ZmqDirectLane.receive`."""
@@ -49,8 +51,6 @@ class ZmqDirectLane:
         self._lane = lane
         self._raw = inbound.hand_over(self.ledger)
         self._descriptor = int(self._raw.get(zmq.FD))
-        self._changed = select.poll()
-        self._changed.register(self._descriptor, select.POLLIN)
         self._empty = False
         """Whether the last look found no message: then there is none until the descriptor tells of a change."""
         self._closed = False
@@ -59,15 +59,13 @@ class ZmqDirectLane:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        # Typed as for sockets alone, but descriptors are welcome, too.
-        self._waited_for: list[Any] = [(self._raw, zmq.POLLIN), (self._wake_read, zmq.POLLIN)]
+        self._changed = _poll_of(self._descriptor)
+        self._waited_for = _poll_of(self._descriptor, self._wake_read)
         self._timer = open_timer_fd()
         if self._timer is not None:
-            self._waited_for_briefly = [*self._waited_for, (self._timer.fileno(), zmq.POLLIN)]
+            self._waited_for_briefly = _poll_of(self._descriptor, self._wake_read, self._timer.fileno())
         own = [self._wake_read, self._wake_write, *([self._timer.fileno()] if self._timer is not None else [])]
         weakref.finalize(self, _close_all, own)  # not in `close`: a thread left behind may be about to use them
-        self._ready = False
-        """Whether `wait` has just seen a message, so that asking again would be for nothing."""
 
     def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
         """See `DirectLane.send`."""
@@ -77,43 +75,61 @@ class ZmqDirectLane:
         """See `DirectLane.receive`."""
         for _ in range(_SKIPPED_MAX):
             with self._lock:
-                ready, self._ready = self._ready, False
-                if self._closed:
+                if self._closed or (self._empty and not self._changed.poll(0)):
                     return None
-                if not ready:
-                    # With cold caches, libzmq takes 45 us to say what the kernel says in 2.
-                    if self._empty and not self._changed.poll(0):
-                        return None
-                    self._empty = not int(self._raw.get(zmq.EVENTS)) & zmq.POLLIN
-                    if self._empty:
-                        return None
+                try:
+                    # One that does not wait looks at all that has come, before it says that there is nothing.
+                    routing_id = self._raw.recv(_NOBLOCK)
+                except zmq.Again:
+                    self._empty = True
+                    return None
                 self._empty = False
-                frames = self._raw.recv_multipart(zmq.NOBLOCK, copy=False)
-            parcel = self._inbound.accept(frames)
+                frames = [self._raw.recv(_NOBLOCK, copy=False)]
+                while frames[-1].more:
+                    frames.append(self._raw.recv(_NOBLOCK, copy=False))
+            parcel = self._inbound.accept(routing_id, frames)
             if parcel is not None:
                 return parcel
         return None
 
     def descriptor(self) -> int | None:
         """See `DirectLane.descriptor`."""
-        # It tells of changes only, but `receive` has looked at all until now before it returned None.
-        return None if self._closed or self._ready else self._descriptor
+        return self._descriptor if self._empty and not self._closed else None
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float, awake_s: float = 0.0) -> None:
         """See `DirectLane.wait`."""
-        if self._closed:
+        if not self._empty and not self._look_whether_empty():
             return
-        waited_for, timeout_ms = self._waited_for, math.ceil(max(0.0, timeout_s) * 1000)
-        if timeout_s < _BRIEF_S and self._timer is not None:
-            if timeout_s <= 0.0:
+        if awake_s > 0.0:
+            if self._look_out(min(awake_s, timeout_s)):
                 return
+            timeout_s -= awake_s
+        if timeout_s <= 0.0:
+            return
+        waited_for, timeout_ms = self._waited_for, math.ceil(timeout_s * 1000)
+        if timeout_s < _BRIEF_S and self._timer is not None:
             self._timer.set_in(timeout_s)  # which also forgets that it has rung
             waited_for, timeout_ms = self._waited_for_briefly, timeout_ms + 1  # the timer is to ring first
-        # libzmq's own poll looks at the socket before and after it sleeps, which takes care of the edges.
-        for ready, _ in zmq.zmq_poll(waited_for, timeout_ms):
-            if ready is self._raw:
-                self._ready = True
-            elif ready == self._wake_read:
+        self._woken(waited_for.poll(timeout_ms))
+
+    def _look_whether_empty(self) -> bool:
+        with self._lock:
+            self._empty = not self._closed and not int(self._raw.get(zmq.EVENTS)) & zmq.POLLIN
+        return self._empty
+
+    def _look_out(self, awake_s: float) -> bool:
+        """Look until something has come or that time is over; returns whether it has."""
+        # Each look lets other threads have the interpreter.
+        look, until_s = self._waited_for.poll, perf_counter() + awake_s
+        while not (found := look(0)):
+            if perf_counter() >= until_s:
+                return False
+        self._woken(found)
+        return True
+
+    def _woken(self, found: Sequence[tuple[int, int]]) -> None:
+        for descriptor, _ in found:
+            if descriptor == self._wake_read:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
 
@@ -127,9 +143,16 @@ class ZmqDirectLane:
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
+            self._closed, self._empty = True, False
             self._raw.close(0)
         self.wake()
+
+
+def _poll_of(*descriptors: int) -> select.poll:
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return poll
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

@@ -64,7 +64,8 @@ class InboundLane:
     async def receive(self) -> Parcel:
         """Wait for the next parcel."""
         while True:
-            parcel = self.accept(await self._socket.recv())
+            routing_id, *frames = await self._socket.recv()
+            parcel = self.accept(routing_id.bytes, frames)
             if parcel is not None:
                 return parcel
 
@@ -81,9 +82,13 @@ class InboundLane:
         """Stop listening; a waiting `receive` gets `trio.ClosedResourceError`."""
         self._socket.close()
 
-    def accept(self, frames: list[zmq.Frame]) -> Parcel | None:
-        """Make a parcel of a message; None, counted, if it is none."""
-        routing_id = frames[0].bytes
+    def accept(self, routing_id: bytes, frames: list[zmq.Frame]) -> Parcel | None:
+        """Make a parcel of a message; None, counted, if it is none.
+
+        Args:
+            routing_id: The connection's.
+            frames: What came from it; at least one.
+        """
         if routing_id[:1] == b"\0":
             # The connection has been taken over by a newer one of its name, and libzmq has given it a name of its own
             # for the rest; its real name is still in the metadata of what it brought. (Or it never had one.)
@@ -99,9 +104,9 @@ class InboundLane:
                 self._refuse(f"{identity.node}: {problem}")
                 cut_off(frames[-1], self._port)
                 return None
-        views = unseal(frames[1].buffer) if len(frames) == 2 else None
+        views = unseal(frames[0].buffer) if len(frames) == 1 else None
         if views is None:
-            self._refuse(f"{identity.node}: a message of {len(frames) - 1} frames that is no parcel")
+            self._refuse(f"{identity.node}: a message of {len(frames)} frames that is no parcel")
             return None
         size_bytes = sum(map(len, views))
         if size_bytes > PARCEL_BYTES_MAX:

@@ -27,6 +27,7 @@ from meshmoe.node.expert_client import CallPatience, ExpertClient
 from meshmoe.node.expert_server import ExpertServer
 from meshmoe.node.express import Express
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.vigil import Vigil
 from meshmoe.transport.zmq_transport import open_zmq_transport
 from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertReply
 from meshmoe.wire.tensors import pack_tensor
@@ -98,7 +99,7 @@ async def open_side(name, checkpoint, transport, knowledge, *, full, patience=No
             await trio.testing.wait_all_tasks_blocked()
             server.engine = engine
             await messenger.stop_receiving(Lane.DATA)
-            express = Express(transport.open_direct(Lane.DATA), engine, knowledge, client, server, messenger)
+            express = Express(transport.open_direct(Lane.DATA), engine, knowledge, client, server, messenger, Vigil())
             engine.compute.attach(express)
             yield Side(engine, client, express)
         nursery.cancel_scope.cancel()
@@ -193,7 +194,10 @@ def test_decode_calls_of_a_layer_that_have_come_meanwhile_are_computed_together(
 
         def occupy(job):
             job.post(busy.set)
-            time.sleep(0.5)
+            until_s = time.monotonic() + 30
+            while asker.express.counts["sent"] < len(questions) and time.monotonic() < until_s:
+                time.sleep(0.01)
+            time.sleep(0.3)  # for them to arrive
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(holder.engine.compute.run, Priority.DECODE, occupy)

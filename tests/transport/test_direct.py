@@ -225,7 +225,7 @@ class SlowSleeper:
         self.now_s += self.LOOK_S
         return self.now_s
 
-    def wait(self, timeout_s):
+    def wait(self, timeout_s, awake_s=0.0):
         self.now_s += timeout_s + self.LATE_S
 
     def send(self, peer, frames):
