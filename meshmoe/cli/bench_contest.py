@@ -16,6 +16,7 @@ from meshmoe.bench_engine.load import Outcome
 from meshmoe.bench_engine.load_figures import LoadFigure, medians, summarise
 from meshmoe.bench_engine.openai_stream import Server, ServerError, ask, node_server, parse_server
 from meshmoe.bench_engine.turns import Progress
+from meshmoe.bench_engine.wires.wires import Wires
 from meshmoe.cli.local_mesh import START_TIMEOUT_S, LocalNode, open_local_mesh
 from meshmoe.core.config import Topology
 from meshmoe.core.ids import NodeId
@@ -100,7 +101,11 @@ class Wanted:
 
 @asynccontextmanager
 async def open_contestants(
-    wanted: Wanted, topology: Topology | None, topology_name: str, progress: Progress
+    wanted: Wanted,
+    topology: Topology | None,
+    topology_name: str,
+    progress: Progress,
+    wires: Wires | None = None,
 ) -> AsyncIterator[list[Contestant]]:
     """Start what has to be started and wait until all of it serves.
 
@@ -109,6 +114,7 @@ async def open_contestants(
         topology: Of each mesh; None for a single node that holds everything.
         topology_name: The file, for the nodes.
         progress: Told what is going on.
+        wires: Namespaces with the topology's links, for the nodes of all meshes.
     """
     async with AsyncExitStack() as stack:
         contestants = []
@@ -123,7 +129,7 @@ async def open_contestants(
                 every = own if wanted.on_every_disk else []
                 flags += every
                 settled = await mesh.start_topology(
-                    topology, topology_name, flags, [] if every else own, wanted.settle_s
+                    topology, topology_name, flags, [] if every else own, wanted.settle_s, wires
                 )
                 progress(f"{name} serves" + ("" if settled else ", and experts still move"))
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from meshmoe.bench_engine.load_figures import LoadFigure, load_table
 from meshmoe.bench_engine.mesh_figures import MeshFigure, mesh_table
 from meshmoe.bench_engine.openai_stream import Server
 from meshmoe.bench_engine.texts import OPENINGS, characters_for, long_text, short_prompt
+from meshmoe.bench_engine.wires.round_trip import round_trips
+from meshmoe.bench_engine.wires.wires import Wires, open_wires
 from meshmoe.cli.adapting import Use, adapt
 from meshmoe.cli.bench_contest import Contestant, Wanted, drafting_ways, in_turns, mean_rtt_ms, open_contestants
 from meshmoe.core.config import Topology, parse_topology
@@ -193,6 +196,13 @@ def _prefill_table(figures: list[dict[str, Any]]) -> str:
 @_contest_options
 @click.option("--topology", default="three-edge-servers", show_default=True, metavar="FILE")
 @click.option(
+    "--links",
+    type=click.Choice(["emulated", "namespaces"]),
+    default="emulated",
+    show_default=True,
+    help="In the nodes' own transport, or of real packets between network namespaces (root).",
+)
+@click.option(
     "--streams", type=click.IntRange(1), multiple=True, help="On each node at once; may be repeated.  [default: 1, 4]"
 )
 @click.option("--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Of each answer.")
@@ -224,6 +234,7 @@ def mesh(
     turns: int,
     as_json: bool,
     topology: str,
+    links: str,
     streams: tuple[int, ...],
     max_tokens: int,
     adapt_s: float,
@@ -244,10 +255,10 @@ def mesh(
     if any(not parsed.links_of(name) for name in parsed.nodes) and len(parsed.nodes) > 1:
         raise ConfigError(f"--topology: {parsed.name} has a node without a link")
 
-    async def run() -> list[MeshFigure]:
+    async def run(wires: Wires | None) -> list[MeshFigure]:
         wanted = Wanted(model, join, compare, against, on_every_disk, settle_s)
         found: list[MeshFigure] = []
-        async with open_contestants(wanted, parsed, topology, _progress) as contestants:
+        async with open_contestants(wanted, parsed, topology, _progress, wires) as contestants:
             for contestant in contestants if adapt_s else ():
                 await _adapt(contestant, parsed, adapt_s)
             contestants = drafting_ways(contestants, drafts)
@@ -265,7 +276,12 @@ def mesh(
                     found.append(MeshFigure(case=words, contestant=contestant.name, load=figure, rtt_ms=rtt_ms))
         return found
 
-    figures = trio.run(run)
+    with open_wires(parsed) if links == "namespaces" else nullcontext() as wires:
+        if wires is not None:
+            _progress(round_trips(wires, parsed))
+        figures = trio.run(run, wires)
+        if wires is not None:
+            _progress(wires.figures().words())
     _write(figures, mesh_table(figures), as_json)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import httpx
 import trio
 
+from meshmoe.bench_engine.wires.wires import Wires
 from meshmoe.core.config import Topology
 from meshmoe.core.errors import MeshmoeError
 from meshmoe.core.ids import NodeId
@@ -208,6 +209,7 @@ class LocalMesh:
         flags: Sequence[str] = (),
         first_flags: Sequence[str] = (),
         settle_s: float | None = None,
+        wires: Wires | None = None,
     ) -> bool:
         """Start every node of a topology over its emulated links, and wait until they serve and nothing moves.
 
@@ -217,16 +219,20 @@ class LocalMesh:
             flags: Further flags of ``meshmoe join``, of all nodes.
             first_flags: Further flags of the first node, which begins the mesh.
             settle_s: For how long to wait at most until nothing moves; None for as long as a start may take.
+            wires: Namespaces with the topology's links, in which nodes run then, instead of emulating links themselves.
 
         Returns:
             Whether nothing moves; without ``settle_s`` it raises if something does.
         """
         for name, node in topology.nodes.items():
-            arguments = ["--links", topology_name]
+            arguments = ["--links", topology_name] if wires is None else ["--no-discovery"]
             arguments += ["--profile", node.profile] if node.profile is not None else []
             arguments += ["--capacity", node.capacity] if node.capacity is not None else []
             arguments += ["--threads", str(node.threads)] if node.threads is not None else []
-            self.add(name, *arguments, *flags)
+            added = self.add(name, *arguments, *flags)
+            if wires is not None:
+                added.prefix = wires.prefix(name)
+                added.listen(f"{wires.host(name)}:0")
         first, *others = topology.nodes
         self.nodes[first].start(*first_flags)
         address = await self.join_word(first)

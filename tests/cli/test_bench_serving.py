@@ -15,6 +15,7 @@ from meshmoe.cli.bench_contest import Wanted, open_contestants
 from meshmoe.cli.local_mesh import START_TIMEOUT_S, LocalMesh, LocalNode, NodeFailedError
 from meshmoe.core.config import parse_topology
 from meshmoe.model.tiny import make_tiny_checkpoint
+from tests.namespaces import skip_without_namespaces
 
 pytestmark = pytest.mark.mesh
 
@@ -33,10 +34,14 @@ threads = 1
 """
 
 
-def test_a_mesh_over_a_topology_files_links(tmp_path):
+@pytest.mark.parametrize("links", ["emulated", "namespaces"])
+def test_a_mesh_over_a_topology_files_links(tmp_path, links):
+    if links == "namespaces":
+        skip_without_namespaces()
     (tmp_path / "pair.toml").write_text(TOPOLOGY)
     make_tiny_checkpoint("qwen3_moe", tmp_path / "tiny")
     asked = ["mesh", "--model", str(tmp_path / "tiny"), "--topology", str(tmp_path / "pair.toml"), "--turns", "1"]
+    asked += ["--links", links]
     # Experts of a tiny model with random weights need not find their places for this.
     done = CliRunner().invoke(bench, [*asked, "--adapt", "2", "--streams", "2", "--max-tokens", "6", "--json"])
     assert done.exit_code == 0, done.output
@@ -49,6 +54,7 @@ def test_a_mesh_over_a_topology_files_links(tmp_path):
         assert load["failed"] == load["refused"] == 0
         # A round cannot be faster than the link that it went over.
         assert load["token_ms"] > 2.0 * load["rounds_per_token"] > 0
+    assert ("measured" in done.stderr) == (links == "namespaces")
 
 
 def test_a_node_that_reads_prompts_beside_its_streams(tmp_path):
@@ -73,7 +79,7 @@ def test_who_has_the_files_and_how_long_they_may_be_read(tmp_path, monkeypatch, 
     class Mesh:
         nodes: ClassVar = {}
 
-        async def start_topology(self, topology, name, flags, first_flags, settle_s):
+        async def start_topology(self, topology, name, flags, first_flags, settle_s, wires):
             seen.append((flags, first_flags, settle_s))
             return not on_every_disk
 

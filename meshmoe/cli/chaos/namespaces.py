@@ -6,11 +6,10 @@ Needs root, Linux, and iproute2's ``ip``. A bridge joins the namespaces; the run
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from meshmoe.core.errors import ConfigError
+from meshmoe.bench_engine.wires.netns import exec_prefix, ip, require_namespaces
 
 NODES_MAX = 9
 
@@ -29,7 +28,7 @@ class Namespaces:
 
     def command(self, name: str) -> list[str]:
         """What a command is preceded by to run in a node's namespace."""
-        return ["ip", "netns", "exec", self._space(name)]
+        return exec_prefix(self._space(name))
 
     def pull(self, name: str) -> None:
         """Take a node off the network, both ways."""
@@ -75,8 +74,7 @@ def open_namespaces(names: Sequence[str]) -> Iterator[Namespaces]:
     Raises:
         ConfigError: This user or this machine cannot make them.
     """
-    if os.geteuid() != 0:
-        raise ConfigError("--netns needs root: without it, links are emulated by the nodes themselves")
+    require_namespaces("--netns")
     spaces = Namespaces(names)
     try:
         spaces.make()
@@ -86,9 +84,4 @@ def open_namespaces(names: Sequence[str]) -> Iterator[Namespaces]:
 
 
 def _ip(*words: str, check: bool = True) -> None:
-    try:
-        done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)  # noqa: S607 - of the PATH
-    except FileNotFoundError:
-        raise ConfigError("--netns needs the command `ip` (iproute2)") from None
-    if check and done.returncode:
-        raise ConfigError(f"--netns: `ip {' '.join(words)}`: {done.stderr.strip() or done.returncode}")
+    ip(*words, check=check, asked_by="--netns")
