@@ -19,6 +19,7 @@ import msgspec
 from meshmoe.core.endpoints import Endpoints, Lane
 from meshmoe.core.errors import PeerError
 from meshmoe.core.ids import NodeId
+from meshmoe.transport.native import NativeLane
 from meshmoe.wire.frames import Frame
 
 
@@ -36,6 +37,20 @@ class Parcel(NamedTuple):
     generation: int
     frames: list[memoryview]
     guest: str = ""
+
+
+class Arrived(NamedTuple):
+    """A parcel that compiled code has received, and how it knows the next one of the same connection.
+
+    Attributes:
+        parcel: What came in.
+        routing_id: Of the connection, as libzmq gave it with the message.
+        user_id: The key that it has proved, as libzmq gives it; empty where there are no keys.
+    """
+
+    parcel: Parcel
+    routing_id: bytes
+    user_id: bytes
 
 
 class LinkStats(msgspec.Struct):
@@ -81,6 +96,9 @@ class DirectLane(Protocol):
 
     `send`, `receive` and `wait` belong to one thread, which comes back to one of the last two soon: an emulated link
     delivers what was sent while that thread is in them. The transport closes it with everything else.
+
+    Compiled code may do both itself, by what `native` and `port` tell, between `enter` and `leave`. It takes only what
+    is plain; the methods from `parcel` on are what it leaves to this side. They belong to the same thread.
     """
 
     def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
@@ -113,7 +131,58 @@ class DirectLane(Protocol):
         ...
 
     def wake(self) -> None:
-        """Let `wait` return; on any thread."""
+        """Let `wait` return, and compiled code; on any thread."""
+        ...
+
+    def native(self) -> NativeLane | None:
+        """What compiled code needs in order to receive; None where it cannot."""
+        ...
+
+    def port(self, peer: NodeId) -> int:
+        """Address of the table (`meshmoe.transport.native_tables.Port`) of the connection to ``peer``; 0 for none.
+
+        It remains valid, and the peer's, for as long as this lane is kept.
+        """
+        ...
+
+    def enter(self) -> bool:
+        """Before compiled code serves this lane; False if it is closed, or about to be. Not to be nested."""
+        ...
+
+    def leave(self) -> None:
+        """After it has, which must be soon after `wake`: closing waits for it."""
+        ...
+
+    def drained(self, empty: bool) -> None:
+        """Tell whether compiled code has found that no message is there."""
+        ...
+
+    def parcel(self, messages: int) -> Arrived | None:
+        """Make a parcel of a message that compiled code has received; None, counted, if it is none.
+
+        Args:
+            messages: Address of two ``zmq_msg_t``, routing id and content; taken over.
+        """
+        ...
+
+    def refuse(self, messages: int) -> None:
+        """Throw away, and count, a message that has not exactly one frame of content; ``messages`` as for `parcel`."""
+        ...
+
+    def still(self, routing_id: bytes, user_id: bytes, node: NodeId) -> bool:
+        """Whether what comes with these, which `parcel` has found to be those of ``node``, still counts as its."""
+        ...
+
+    def heard(self, node: NodeId, parcels: int, size_bytes: int) -> None:
+        """Count what compiled code has received itself."""
+        ...
+
+    def sent(self, node: NodeId, parcels: int, size_bytes: int) -> None:
+        """Count what compiled code has sent."""
+        ...
+
+    def due_s(self) -> float:
+        """Send on what has arrived at the end of an emulated link; returns seconds until the next does, or infinity."""
         ...
 
 

@@ -80,7 +80,17 @@ class ImpairedDirectLane:
         self._numbers = count()
         self._early_s = 0.0
         """How long before a parcel is due the thread has itself woken."""
+        # What emulated links have no part in.
         self.wake = inner.wake
+        self.native = inner.native
+        self.enter = inner.enter
+        self.leave = inner.leave
+        self.drained = inner.drained
+        self.parcel = inner.parcel
+        self.refuse = inner.refuse
+        self.still = inner.still
+        self.heard = inner.heard
+        self.sent = inner.sent
 
     def send(self, peer: NodeId, frames: Sequence[Frame]) -> None:
         """See `DirectLane.send`."""
@@ -102,7 +112,7 @@ class ImpairedDirectLane:
     def receive(self) -> Parcel | None:
         """See `DirectLane.receive`."""
         if self._under_way:
-            self._send_due()
+            self.due_s()
         return self._inner.receive()
 
     def descriptor(self) -> int | None:
@@ -111,7 +121,7 @@ class ImpairedDirectLane:
 
     def wait(self, timeout_s: float, awake_s: float = 0.0) -> None:
         """See `DirectLane.wait`."""
-        left_s, early_s = self._send_due(), self._early_s
+        left_s, early_s = self.due_s(), self._early_s
         if left_s - early_s > 0:
             self._inner.wait(min(timeout_s, left_s - early_s), awake_s)
         if not self._under_way:
@@ -123,10 +133,14 @@ class ImpairedDirectLane:
             self._early_s = max(0.0, min(early_s + change_s * _EARLY_GAIN, _EARLY_S_MAX))
             while self._clock.current_time() < due_s:
                 pass
-            self._send_due()
+            self.due_s()
 
-    def _send_due(self) -> float:
-        """Send what has arrived at the links' other ends; returns seconds until the next parcel does."""
+    def port(self, peer: NodeId) -> int:
+        """See `DirectLane.port`."""
+        return 0 if self._links.emulates(peer) else self._inner.port(peer)
+
+    def due_s(self) -> float:
+        """See `DirectLane.due_s`."""
         under_way = self._under_way
         while under_way:
             left_s = under_way[0].arrival_s - self._clock.current_time()

@@ -3,12 +3,15 @@
 The thread owns the receiving socket and waits on it; a pipe lets other threads wake it. What it sends goes through the
 connections that trio opens and closes; each has a lock, and takes a parcel from here only while nothing waits there.
 
+Compiled code may do the same between `ZmqDirectLane.enter` and `leave`: it calls libzmq on the very sockets.
+
 The lock here is for closing: the transport may close while the thread, left behind, is still about.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import select
@@ -17,16 +20,20 @@ import weakref
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
+import trio
 import zmq
 
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.ids import NodeId
-from meshmoe.transport.base import Parcel
+from meshmoe.transport.base import Arrived, Parcel, UnreachableError
 from meshmoe.transport.ledger import Ledger
+from meshmoe.transport.native import MESSAGE_BYTES, NativeFrame, NativeLane, functions
 from meshmoe.transport.precise_timer import open_timer_fd
 from meshmoe.transport.zmq_inbound import InboundLane
 from meshmoe.transport.zmq_outbound import OutboundLane
 from meshmoe.wire.frames import Frame
+
+_logger = logging.getLogger(__name__)
 
 _BRIEF_S = 0.05
 """Waits shorter than this end on time; polling counts in whole milliseconds."""
@@ -35,6 +42,9 @@ _NOBLOCK = int(zmq.NOBLOCK)  # as enum it costs more than receiving
 
 _SKIPPED_MAX = 64
 """Messages that are no parcels, thrown away in one `ZmqDirectLane.receive`."""
+
+_LEFT_S_MAX = 10.0
+"""How long `ZmqDirectLane.close` waits for compiled code, which takes some milliseconds."""
 
 
 class ZmqDirectLane:
@@ -138,14 +148,89 @@ class ZmqDirectLane:
         with contextlib.suppress(BlockingIOError, OSError):  # full: it wakes up anyway; closed: nobody is there
             os.write(self._wake_write, b"\0")
 
+    # -- for compiled code ---------------------------------------------------------------------------------------
+
+    def native(self) -> NativeLane | None:
+        """See `DirectLane.native`."""
+        found = functions()
+        if found is None or self._closed:
+            return None
+        return NativeLane(found, self._raw.underlying, self._descriptor, self._wake_read)
+
+    def port(self, peer: NodeId) -> int:
+        """See `DirectLane.port`."""
+        try:
+            return self._lane_to(peer, self._lane).port
+        except (UnreachableError, trio.ClosedResourceError):
+            return 0
+
+    def enter(self) -> bool:
+        """See `DirectLane.enter`."""
+        self._lock.acquire()
+        if self._closed:
+            self._lock.release()
+            return False
+        return True
+
+    def leave(self) -> None:
+        """See `DirectLane.leave`."""
+        self._lock.release()
+
+    def drained(self, empty: bool) -> None:
+        """See `DirectLane.drained`."""
+        self._empty = empty and not self._closed
+
+    def parcel(self, messages: int) -> Arrived | None:
+        """See `DirectLane.parcel`."""
+        with contextlib.closing(NativeFrame(messages)) as first:
+            routing_id = bytes(first.buffer)
+        with contextlib.closing(NativeFrame(messages + MESSAGE_BYTES)) as content:
+            parcel = self._inbound.accept(routing_id, [content])
+            return None if parcel is None else Arrived(parcel, routing_id, self._inbound.user_of(content))
+
+    def refuse(self, messages: int) -> None:
+        """See `DirectLane.refuse`."""
+        with contextlib.closing(NativeFrame(messages)) as first:
+            self._inbound.refuse(f"a connection of id {bytes(first.buffer)!r}: not one frame of content")
+        NativeFrame(messages + MESSAGE_BYTES).close()
+
+    def still(self, routing_id: bytes, user_id: bytes, node: NodeId) -> bool:
+        """See `DirectLane.still`."""
+        return self._inbound.still(user_id, node)
+
+    def heard(self, node: NodeId, parcels: int, size_bytes: int) -> None:
+        """See `DirectLane.heard`."""
+        stats = self.ledger.of(node)
+        stats.received_parcels += parcels
+        stats.received_bytes += size_bytes
+
+    def sent(self, node: NodeId, parcels: int, size_bytes: int) -> None:
+        """See `DirectLane.sent`."""
+        stats = self.ledger.of(node)
+        stats.sent_parcels += parcels
+        stats.sent_bytes += size_bytes
+
+    def due_s(self) -> float:
+        """See `DirectLane.due_s`: no links are emulated here."""
+        return math.inf
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
     def close(self) -> None:
         """Close the socket; called by the transport. A thread that still waits sees no more parcels."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed, self._empty = True, False
+        if self._closed:
+            return
+        self._closed, self._empty = True, False
+        self.wake()  # compiled code, which holds the lock meanwhile, looks out for this
+        left = self._lock.acquire(timeout=_LEFT_S_MAX)
+        try:
+            if not left:
+                _logger.error("compiled code does not leave the %s lane, which is closed now", self._lane.name.lower())
             self._raw.close(0)
-        self.wake()
+        finally:
+            if left:
+                self._lock.release()
+        self.wake()  # whoever has begun to wait since then
 
 
 def _poll_of(*descriptors: int) -> select.poll:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
@@ -31,10 +32,14 @@ from meshmoe.transport.envelope import unseal
 from meshmoe.transport.identity import Identity, parse_identity
 from meshmoe.transport.keyring import Keyring
 from meshmoe.transport.ledger import Ledger
+from meshmoe.transport.native import NativeFrame
 from meshmoe.transport.zap import GuestBook
 from meshmoe.transport.zmq_knobs import ZmqKnobs
 from meshmoe.transport.zmq_socket import ZmqSocket
 from meshmoe.wire.frames import PARCEL_BYTES_MAX
+
+AnyFrame = zmq.Frame | NativeFrame
+"""Of a message, received by pyzmq or by compiled code."""
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +87,7 @@ class InboundLane:
         """Stop listening; a waiting `receive` gets `trio.ClosedResourceError`."""
         self._socket.close()
 
-    def accept(self, routing_id: bytes, frames: list[zmq.Frame]) -> Parcel | None:
+    def accept(self, routing_id: bytes, frames: Sequence[AnyFrame]) -> Parcel | None:
         """Make a parcel of a message; None, counted, if it is none.
 
         Args:
@@ -95,22 +100,22 @@ class InboundLane:
             routing_id = _announced_identity(frames[-1])
         identity = self._identify(routing_id)
         if identity is None or identity.lane is not self._lane:
-            self._refuse(f"a connection that calls itself {routing_id[:100]!r}")
+            self.refuse(f"a connection that calls itself {routing_id[:100]!r}")
             return None
         guest = ""
         if self._keyring is not None:
             problem, guest = self._check_key(self._keyring, frames[-1], identity.node)
             if problem:
-                self._refuse(f"{identity.node}: {problem}")
+                self.refuse(f"{identity.node}: {problem}")
                 cut_off(frames[-1], self._port)
                 return None
         views = unseal(frames[0].buffer) if len(frames) == 1 else None
         if views is None:
-            self._refuse(f"{identity.node}: a message of {len(frames)} frames that is no parcel")
+            self.refuse(f"{identity.node}: a message of {len(frames)} frames that is no parcel")
             return None
         size_bytes = sum(map(len, views))
         if size_bytes > PARCEL_BYTES_MAX:
-            self._refuse(f"{identity.node}: a message of {size_bytes} bytes")
+            self.refuse(f"{identity.node}: a message of {size_bytes} bytes")
             return None
         if not guest:
             stats = self._ledger.of(identity.node)
@@ -118,7 +123,18 @@ class InboundLane:
             stats.received_bytes += size_bytes
         return Parcel(identity.node, identity.generation, views, guest)
 
-    def _check_key(self, keyring: Keyring, frame: zmq.Frame, node: NodeId) -> tuple[str, str]:
+    def user_of(self, frame: AnyFrame) -> bytes:
+        """The key that came with a frame which `accept` has taken, as libzmq writes it; empty without a keyring."""
+        return str(frame.get("User-Id")).encode() if self._keyring is not None else b""
+
+    def still(self, user_id: bytes, node: NodeId) -> bool:
+        """Whether `accept` would take that key for ``node``'s now."""
+        if self._keyring is None:
+            return True
+        user = user_id.decode()
+        return self._keyring.node_of(user) == node and not self._keyring.is_banned(user, self._clock.current_time())
+
+    def _check_key(self, keyring: Keyring, frame: AnyFrame, node: NodeId) -> tuple[str, str]:
         """What is wrong with the key of a connection that calls itself ``node``, and the key if it is a guest's."""
         try:
             user = str(frame.get("User-Id"))
@@ -143,18 +159,19 @@ class InboundLane:
                 self._identities[routing_id] = identity
         return identity
 
-    def _refuse(self, what: str) -> None:
+    def refuse(self, what: str) -> None:
+        """Count, and mention now and then, what was dropped."""
         self._complaints.complain(f"{self._lane.name.lower()} lane: dropped what came from {what}")
 
 
-def cut_off(frame: zmq.Frame, port: int) -> None:
+def cut_off(frame: AnyFrame, port: int) -> None:
     """Shut down the connection that a message came from, if it still is a connection to ``port``."""
     with suppress(OSError, zmq.ZMQError), socket.socket(fileno=os.dup(int(frame.get(zmq.SRCFD)))) as connection:
         if connection.getsockname()[1] == port:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def _announced_identity(frame: zmq.Frame) -> bytes:
+def _announced_identity(frame: AnyFrame) -> bytes:
     try:
         announced = frame.get("Identity")
     except (zmq.ZMQError, UnicodeDecodeError):

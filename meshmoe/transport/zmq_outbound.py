@@ -10,14 +10,14 @@ established connection breaks, the queue is dropped and counted, waiting senders
 posts are refused as unreachable at once rather than queued: the caller can turn to another node while it still matters.
 Before the first connection is established parcels do wait: `connect` and `post` may follow each other directly.
 
-Another thread may send, too (`post_from_outside`), but only while nothing waits: then nobody else is in the socket
-but, for a moment, `post` or `close`, and a lock keeps those apart. The writer works only while something waits.
+Another thread may send, too (`post_from_outside`, or compiled code by the connection's table, `Port`), but only while
+nothing waits: then nobody else is in the socket but, for a moment, `post` or `close`, and a lock keeps those apart. The
+writer works only while something waits.
 """
 
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Callable, Sequence
 
 import trio
@@ -28,6 +28,7 @@ from meshmoe.core.ids import NodeId
 from meshmoe.transport.base import LinkStats, QueueFullError, UnreachableError
 from meshmoe.transport.envelope import seal
 from meshmoe.transport.limits import LaneLimits, checked_size_bytes
+from meshmoe.transport.ports import PortTable
 from meshmoe.transport.queue import ParcelQueue, QueuedParcel
 from meshmoe.transport.zmq_socket import ZmqSocket
 from meshmoe.wire.frames import Frame
@@ -49,6 +50,7 @@ class OutboundLane:
         peer: NodeId,
         lane: Lane,
         limits: LaneLimits,
+        port: PortTable,
         stats: LinkStats,
         nursery: trio.Nursery,
         on_lost: Callable[[], None],
@@ -63,6 +65,7 @@ class OutboundLane:
             peer: For error messages.
             lane: For error messages.
             limits: Of the queue and of frames.
+            port: What compiled code sees of this connection; no other connection's meanwhile.
             stats: Counted up here.
             nursery: Where the writer runs.
             on_lost: Called when an established connection breaks.
@@ -81,9 +84,13 @@ class OutboundLane:
         self.connected = False
         self._socket = ZmqSocket(raw)
         self._monitor = ZmqSocket(monitor)
-        self._lock = threading.Lock()
+        self._port = port
+        self._lock = port.lock
+        self._address = raw.underlying
         raw.connect(address)
         nursery.start_soon(self._watch)
+        with self._lock:
+            self._mark()
 
     @property
     def reachable(self) -> bool:
@@ -102,6 +109,7 @@ class OutboundLane:
             elif self._lost:
                 raise UnreachableError(f"{self._where} has lost its connection, which is being tried again")
             elif self._queue.offer(parcel):
+                self._mark()
                 self._start_writing()
             else:
                 raise QueueFullError(f"{self._where} {self._queue.refusal()}")
@@ -139,10 +147,23 @@ class OutboundLane:
     def close(self, *, linger_ms: int = 0) -> None:
         """Close the connection and drop what waits; waiting senders get `UnreachableError`. Idempotent."""
         with self._lock:
+            if not self._socket.closed:
+                self._port.mark(is_open=False, socket=0)
             self._stats.dropped_parcels += self._queue.close()
             self._socket.stop_monitoring()
             self._monitor.close()
             self._socket.close(linger_ms=linger_ms)
+
+    @property
+    def port(self) -> int:
+        """See `meshmoe.transport.base.DirectLane.port`."""
+        return 0 if self._socket.closed else self._port.address
+
+    def _mark(self) -> None:
+        """Tell compiled code whether anything waits; under the lock."""
+        # Once closed, the table may be another connection's.
+        if not self._socket.closed:
+            self._port.mark(is_open=not len(self._queue), socket=self._address)
 
     def _count(self, parcel: QueuedParcel) -> None:
         self._stats.sent_parcels += 1
@@ -161,8 +182,10 @@ class OutboundLane:
                     await self._socket.send(parcel.frames)
                     self._count(parcel)
                     # It may have been dropped just as libzmq came to take it.
-                    if len(self._queue) and self._queue.head() is parcel:
-                        self._queue.pop()
+                    with self._lock:
+                        if len(self._queue) and self._queue.head() is parcel:
+                            self._queue.pop()
+                            self._mark()
         except trio.ClosedResourceError:
             pass  # Closed while waiting; `close` has dropped and counted the queue.
         finally:
@@ -188,7 +211,9 @@ class OutboundLane:
         self._lost = True
         self._stats.lost_connections += 1
         self._writer_scope.cancel()
-        self._stats.dropped_parcels += self._queue.clear()
+        with self._lock:
+            self._stats.dropped_parcels += self._queue.clear()
+            self._mark()
         self._on_lost()
 
 

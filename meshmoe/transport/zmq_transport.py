@@ -21,6 +21,7 @@ from meshmoe.transport.base import DirectLane, LinkStats, LossListener, Parcel, 
 from meshmoe.transport.identity import Identity, identity_bytes
 from meshmoe.transport.keyring import Keyring
 from meshmoe.transport.ledger import Ledger
+from meshmoe.transport.ports import Ports
 from meshmoe.transport.service_nursery import open_service_nursery
 from meshmoe.transport.zap import ZapHandler
 from meshmoe.transport.zmq_direct import ZmqDirectLane
@@ -94,6 +95,7 @@ class ZmqTransport:
         self._keyring = keyring
         self._wanted: dict[NodeId, Endpoints] = {}
         self._ledger = Ledger(knobs.strangers_max)
+        self._ports = Ports(knobs.strangers_max)
         self._listeners: list[LossListener] = []
         self._outbound: dict[NodeId, dict[Lane, OutboundLane]] = {}
         self._direct: list[ZmqDirectLane] = []
@@ -256,6 +258,7 @@ class ZmqTransport:
                 peer=peer,
                 lane=lane,
                 limits=self._knobs.lanes[lane].limits,
+                port=self._ports.of(peer, lane),
                 stats=self._ledger.of(peer),
                 nursery=self._nursery,
                 on_lost=lambda: self._lost(peer, lane),

@@ -234,6 +234,8 @@ class SlowSleeper:
     def wake(self):
         pass
 
+    native = enter = leave = drained = parcel = refuse = still = heard = sent = wake
+
     def emulates(self, peer):
         return True
 
