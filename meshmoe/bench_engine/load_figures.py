@@ -34,6 +34,7 @@ class LoadFigure(msgspec.Struct, frozen=True, kw_only=True):
         accepted: Share of drafted tokens that were right; None of others, and without drafts.
         tokens_per_pass: Decoded tokens that a forward pass told; None of others.
         remote_wait_ms: Of a decoded token and its share of the prompt, with nothing to do but to wait for peers.
+        processor_ms: A token of the processes that are measured, prompts included; None where they are not known.
     """
 
     requests: int
@@ -55,6 +56,7 @@ class LoadFigure(msgspec.Struct, frozen=True, kw_only=True):
     accepted: float | None = None
     tokens_per_pass: float | None = None
     remote_wait_ms: float | None = None
+    processor_ms: float | None = None
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -63,8 +65,8 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-def summarise(outcome: Outcome, loop_late_p99_ms: float | None = None) -> LoadFigure:
-    """The figure of one turn."""
+def summarise(outcome: Outcome, loop_late_p99_ms: float | None = None, processor_s: float | None = None) -> LoadFigure:
+    """The figure of one turn; ``processor_s`` is what the servers took for it."""
     whole = [answer for answer in outcome.answers if not answer.error]
     since_s = outcome.beside_began_s or 0.0
     first_ms = [1e3 * (a.arrivals_s[0] - a.asked_s) for a in whole if a.arrivals_s]
@@ -87,6 +89,7 @@ def summarise(outcome: Outcome, loop_late_p99_ms: float | None = None) -> LoadFi
         beside_p50_ms=percentile(beside_ms, 0.5),
         client_late_p99_ms=1e3 * percentile(outcome.late_s, 0.99),
         loop_late_p99_ms=loop_late_p99_ms,
+        processor_ms=1e3 * processor_s / tokens if processor_s is not None and tokens else None,
         **msgspec.structs.asdict(_reported(whole)),
     )
 

@@ -40,9 +40,10 @@ def mesh_table(figures: list[MeshFigure]) -> str:
     lines = [
         (
             "| streams | | tok/s in all | ms a token | tokens a pass, drafts right | rounds a token | rounds x RTT, ms "
-            "| everything else | hit ratio | first token p50 / p99, ms | loop late p99, ms | refused, failed |"
+            "| everything else | hit ratio | first token p50 / p99, ms | processor ms a token | loop late p99, ms "
+            "| refused, failed |"
         ),
-        "|---" * 12 + "|",
+        "|---" * 13 + "|",
     ]
     for f in figures:
         load = f.load
@@ -58,10 +59,12 @@ def mesh_table(figures: list[MeshFigure]) -> str:
                 f"{load.hit_ratio:.0%}",
                 late,
             ]
+        processor = "" if load.processor_ms is None else f"{load.processor_ms:.2f}"
         lines.append(
             f"| {f.case} | {f.contestant} | {load.tokens_per_s:,.1f} | {load.token_ms:.2f} "
             f"| {' | '.join(ours[:5])} "
-            f"| {load.first_p50_ms:.1f} / {load.first_p99_ms:.1f} | {ours[5]} | {load.refused}, {load.failed} |"
+            f"| {load.first_p50_ms:.1f} / {load.first_p99_ms:.1f} | {processor} | {ours[5]} "
+            f"| {load.refused}, {load.failed} |"
         )
     return "\n".join([*lines, *_ratios(figures)])
 

@@ -15,6 +15,7 @@ import h11
 import msgspec
 import trio
 
+from meshmoe.bench_engine.wires.netns import inside
 from meshmoe.core.errors import ConfigError, MeshmoeError
 
 ANSWER_TIMEOUT_S = 300.0
@@ -38,6 +39,7 @@ class Server(msgspec.Struct, frozen=True):
         prefix: What comes before ``/completions``.
         model: To ask for.
         drafts: What is said about drafts, to a node of ours; empty says nothing.
+        network: The network namespace in which its port is; empty for this process's own.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Server(msgspec.Struct, frozen=True):
     prefix: str = "/v1"
     model: str = "default"
     drafts: str = ""
+    network: str = ""
 
 
 @dataclass(slots=True)
@@ -160,14 +163,28 @@ async def ask(server: Server, prompt: str, max_tokens: int, answer: Answer | Non
     return answer
 
 
-async def _connect(server: Server) -> trio.SocketStream:
+async def open_stream(server: Server) -> trio.SocketStream:
+    """Connect to a server.
+
+    Raises:
+        OSError: It cannot be reached.
+    """
     if server.socket_path:
         return await trio.open_unix_socket(server.socket_path)
+    if server.network:
+        with inside(server.network):
+            socket = trio.socket.socket()  # stays there, so that nothing stands between client and server
+        try:
+            await socket.connect((server.host, server.port))
+        except BaseException:
+            socket.close()
+            raise
+        return trio.SocketStream(socket)
     return await trio.open_tcp_stream(server.host, server.port)
 
 
 async def _exchange(server: Server, body: bytes, answer: Answer) -> None:
-    async with await _connect(server) as stream:
+    async with await open_stream(server) as stream:
         connection = h11.Connection(h11.CLIENT)
         headers = [
             ("host", f"{server.host}:{server.port}" if server.port else "localhost"),

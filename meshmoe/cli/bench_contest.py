@@ -6,11 +6,12 @@ import shlex
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
 import msgspec
+import psutil
 
 from meshmoe.bench_engine.load import Outcome
 from meshmoe.bench_engine.load_figures import LoadFigure, medians, summarise
@@ -18,6 +19,7 @@ from meshmoe.bench_engine.openai_stream import Server, ServerError, ask, node_se
 from meshmoe.bench_engine.turns import Progress
 from meshmoe.bench_engine.wires.wires import Wires
 from meshmoe.cli.local_mesh import START_TIMEOUT_S, LocalNode, open_local_mesh
+from meshmoe.cli.rivals import Rivals, open_rival
 from meshmoe.core.config import Topology
 from meshmoe.core.ids import NodeId
 
@@ -33,11 +35,22 @@ class Contestant:
         name: In tables.
         servers: To put load on: the nodes of a mesh in the topology's order, or servers of another kind.
         nodes: The same as processes of ours; empty for servers of another kind.
+        pids: Of those servers of another kind that were started for this, with their workers.
     """
 
     name: str
     servers: tuple[Server, ...]
     nodes: tuple[LocalNode, ...] = ()
+    pids: tuple[int, ...] = ()
+
+    def processor_s(self) -> float | None:
+        """What its processes have taken of processors until now; None of those that somebody else has started."""
+        pids = [*self.pids, *(node.pid for node in self.nodes)]
+        try:
+            times = [psutil.Process(pid).cpu_times() for pid in pids]
+        except psutil.Error:  # one has died, which its answers tell
+            return None
+        return sum([float(one.user + one.system) for one in times]) if pids else None
 
     async def loop_late_p99_ms(self) -> float | None:
         """Of the worst node, in the last half minute."""
@@ -83,6 +96,7 @@ class Wanted:
         against: Addresses of other servers.
         on_every_disk: Whether each node has the checkpoint, or only the first.
         settle_s: See `LocalMesh.start_topology`.
+        rivals: Other servers to start.
     """
 
     model: Path | None
@@ -91,6 +105,7 @@ class Wanted:
     against: Sequence[str] = ()
     on_every_disk: bool = False
     settle_s: float | None = None
+    rivals: Rivals = field(default_factory=Rivals)
 
     @property
     def start_timeout_s(self) -> float:
@@ -139,6 +154,13 @@ async def open_contestants(
             servers = tuple(node_server(node.name, node.socket_path) for node in nodes)
             contestants.append(Contestant(name, servers, nodes))
         contestants += [Contestant(url, (parse_server(url),)) for url in wanted.against]
+        for number in range(len(wanted.rivals.commands)):
+            assert topology is not None and wires is not None, "checked with the flags"
+            progress(f"starting {wanted.rivals.commands[number]}")
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="mm-", ignore_cleanup_errors=True))
+            started = open_rival(wanted.rivals, number, topology, wires, Path(directory))
+            rival = await stack.enter_async_context(started)
+            contestants.append(Contestant(rival.name, (rival.server,), pids=tuple(rival.pids)))
         yield contestants
 
 
@@ -163,11 +185,14 @@ async def in_turns(
     for turn in range(turns + 1):
         progress(f"turn {turn} of {turns}" if turn else "warming up")
         for contestant in contestants:
+            before_s = contestant.processor_s()
             outcome = await load(contestant, turn)
             if not any(answer.arrivals_s for answer in outcome.answers):
                 raise ServerError(f"{contestant.name}: {outcome.answers[0].error or 'no tokens came'}")
             if turn:
-                found[contestant.name].append(summarise(outcome, await contestant.loop_late_p99_ms()))
+                after_s = contestant.processor_s()
+                took_s = after_s - before_s if after_s is not None and before_s is not None else None
+                found[contestant.name].append(summarise(outcome, await contestant.loop_late_p99_ms(), took_s))
     return {name: medians(figures) for name, figures in found.items()}
 
 

@@ -23,6 +23,7 @@ from meshmoe.bench_engine.wires.round_trip import round_trips
 from meshmoe.bench_engine.wires.wires import Wires, open_wires
 from meshmoe.cli.adapting import Use, adapt
 from meshmoe.cli.bench_contest import Contestant, Wanted, drafting_ways, in_turns, mean_rtt_ms, open_contestants
+from meshmoe.cli.rivals import Rivals
 from meshmoe.core.config import Topology, parse_topology
 from meshmoe.core.errors import ConfigError
 from meshmoe.engine.drafts.mode import parse_draft_mode
@@ -203,6 +204,21 @@ def _prefill_table(figures: list[dict[str, Any]]) -> str:
     help="In the nodes' own transport, or of real packets between network namespaces (root).",
 )
 @click.option(
+    "--against-command",
+    "against_commands",
+    multiple=True,
+    metavar="COMMAND",
+    help="Start another OpenAI-compatible server in a namespace, with {host}, {port} and {workers} filled in, and "
+    "measure it in turns; may be repeated.",
+)
+@click.option("--against-node", default="", metavar="NAME", help="In whose namespace.  [default: the first node's]")
+@click.option(
+    "--worker-command",
+    default="",
+    metavar="COMMAND",
+    help="Run in every other node's namespace before, with {host} and {port} filled in.",
+)
+@click.option(
     "--streams", type=click.IntRange(1), multiple=True, help="On each node at once; may be repeated.  [default: 1, 4]"
 )
 @click.option("--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Of each answer.")
@@ -235,6 +251,9 @@ def mesh(
     as_json: bool,
     topology: str,
     links: str,
+    against_commands: tuple[str, ...],
+    against_node: str,
+    worker_command: str,
     streams: tuple[int, ...],
     max_tokens: int,
     adapt_s: float,
@@ -255,17 +274,21 @@ def mesh(
     if any(not parsed.links_of(name) for name in parsed.nodes) and len(parsed.nodes) > 1:
         raise ConfigError(f"--topology: {parsed.name} has a node without a link")
 
+    rivals = Rivals(against_commands, against_node, worker_command)
+    rivals.check(parsed, links == "namespaces")
+
     async def run(wires: Wires | None) -> list[MeshFigure]:
-        wanted = Wanted(model, join, compare, against, on_every_disk, settle_s)
+        wanted = Wanted(model, join, compare, against, on_every_disk, settle_s, rivals)
         found: list[MeshFigure] = []
         async with open_contestants(wanted, parsed, topology, _progress, wires) as contestants:
             for contestant in contestants if adapt_s else ():
                 await _adapt(contestant, parsed, adapt_s)
             contestants = drafting_ways(contestants, drafts)
+            first = 0  # every case has texts of its own: servers that keep prompts have not seen them
             for case in (0, *(streams or (1, 4))):
 
-                async def load(contestant: Contestant, turn: int, case: int = case) -> Outcome:
-                    return await _mesh_load(contestant, parsed, case, turn, max_tokens)
+                async def load(contestant: Contestant, turn: int, case: int = case, first: int = first) -> Outcome:
+                    return await _mesh_load(contestant, parsed, case, first + turn * max(1, case), max_tokens)
 
                 words = f"{case} on each node" if case else "1 in all"
                 _progress(words)
@@ -274,6 +297,7 @@ def mesh(
                     rtt_ms = await mean_rtt_ms(contestant, parsed) if contestant.nodes else 0.0
                     figure = figures[contestant.name]
                     found.append(MeshFigure(case=words, contestant=contestant.name, load=figure, rtt_ms=rtt_ms))
+                first += (turns + 1) * max(1, case)
         return found
 
     with open_wires(parsed) if links == "namespaces" else nullcontext() as wires:
@@ -304,13 +328,16 @@ async def _adapt(contestant: Contestant, topology: Topology, most_s: float) -> N
     _progress(f"{contestant.name}: experts {rest} of use")
 
 
-async def _mesh_load(contestant: Contestant, topology: Topology, case: int, turn: int, max_tokens: int) -> Outcome:
-    """One turn: ``case`` streams on each node at once, or, where it is 0, one on each node after the other."""
+async def _mesh_load(contestant: Contestant, topology: Topology, case: int, first: int, max_tokens: int) -> Outcome:
+    """One turn: ``case`` streams on each node at once, or, where it is 0, one on each node after the other.
+
+    Texts are numbered from ``first`` on.
+    """
     per_node = max(1, case)
     asked = [
         TimedRequest(
             contestant.servers[number % len(contestant.servers)],
-            short_prompt(node.domain or "prose", turn * per_node + i),
+            short_prompt(node.domain or "prose", first + i),
             max_tokens,
         )
         for number, node in enumerate(topology.nodes.values())
