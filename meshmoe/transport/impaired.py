@@ -36,6 +36,8 @@ from meshmoe.transport.base import (
 from meshmoe.transport.impaired_direct import ImpairedDirectLane
 from meshmoe.transport.limits import LANE_LIMITS, checked_size_bytes
 from meshmoe.transport.link_model import Arrival, LinkModel
+from meshmoe.transport.link_table import LinkTable, ahead_s
+from meshmoe.transport.native_tables import Port, write_word
 from meshmoe.transport.precise_timer import PreciseTimer, open_precise_timer
 from meshmoe.transport.queue import ParcelQueue, QueuedParcel
 from meshmoe.transport.service_nursery import open_service_nursery
@@ -72,24 +74,23 @@ async def open_impaired_transport(
 class _Link:
     """What this node has under way to one peer."""
 
-    def __init__(self, peer: NodeId, shape: LinkShape, chance: random.Random) -> None:
+    def __init__(self, peer: NodeId, shape: LinkShape, chance: random.Random, table: LinkTable) -> None:
         self.peer = peer
         self.queues = {lane: ParcelQueue(LANE_LIMITS[lane].queue) for lane in Lane}
-        self.model = LinkModel(shape, self.queues, chance, trio.current_time())
+        self.table = table
+        self.model = LinkModel(shape, self.queues, chance, trio.current_time(), table)
         # Arrived, but the inner transport's queue was full: a task per lane waits for room.
         self.stalled: dict[Lane, deque[QueuedParcel]] = {lane: deque() for lane in Lane}
         self.breaks_s = math.inf
         self.broken = False
         self.due_s = math.inf
         self.dropped_parcels = 0
-        self.lives = 0
-        """How often the data lane has been forgotten: what another thread has under way since before is dropped."""
 
     def forget_lane(self, lane: Lane) -> None:
         """Drop everything on one lane, and wake those who wait for room there."""
         self.dropped_parcels += self.queues[lane].clear() + self.model.forget_lane(lane) + len(self.stalled[lane])
         self.stalled[lane].clear()
-        self.lives += lane is Lane.DATA
+        self.table.life += lane is Lane.DATA  # what another thread has under way since before is dropped
 
     def next_event_s(self) -> float:
         return min(self.model.next_event_s(), self.breaks_s)
@@ -114,6 +115,9 @@ class ImpairedTransport:
         self._closed = False
         self._lock = threading.Lock()
         """Around the links' models, which a direct lane's thread looks at, too."""
+        self._ahead_s = ahead_s(trio.current_time)
+        self._ports: dict[NodeId, set[int]] = {}
+        """Tables of connections that compiled code may know (`tie`)."""
         self._links = {peer: self._new_link(peer, shape) for peer, shape in links.items()}
         # Which lanes of which peers were connected, and where to.
         self._connected: dict[NodeId, Endpoints] = {}
@@ -132,7 +136,7 @@ class ImpairedTransport:
         if link is not None and before is not None:
             for lane in Lane:
                 if before.address(lane) != endpoints.address(lane):
-                    link.forget_lane(lane)
+                    self._forget_lane(link, lane)
 
     def disconnect(self, peer: NodeId) -> None:
         """See `Transport.disconnect`."""
@@ -140,7 +144,7 @@ class ImpairedTransport:
         link = self._links.get(peer)
         if link is not None:
             for lane in Lane:
-                link.forget_lane(lane)
+                self._forget_lane(link, lane)
         self._inner.disconnect(peer)
 
     def post(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
@@ -192,7 +196,7 @@ class ImpairedTransport:
         return None if inner is None else ImpairedDirectLane(self, inner, lane)
 
     def emulates(self, peer: NodeId) -> bool:
-        """Whether there is an emulated link to ``peer``; on any thread, as the three below."""
+        """Whether there is an emulated link to ``peer``; on any thread, as the four below."""
         return peer in self._links
 
     def pass_alone(self, peer: NodeId, lane: Lane, frames: Sequence[Frame], now_s: float) -> tuple[float, int] | None:
@@ -208,15 +212,21 @@ class ImpairedTransport:
         self._check_reachable(link, lane)
         size_bytes = checked_size_bytes(frames, LANE_LIMITS[lane].frame_bytes_max)
         with self._lock:
-            arrival_s = None if link.stalled[lane] else link.model.pass_alone(lane, size_bytes, now_s)
-            return None if arrival_s is None else (arrival_s, link.lives)
+            arrival_s = link.model.pass_alone(lane, size_bytes, now_s)
+            return None if arrival_s is None else (arrival_s, link.table.life)
+
+    def tie(self, peer: NodeId, port: int) -> None:
+        """Let the table of a connection to ``peer`` tell, from now on, of the emulated link before it."""
+        with self._lock:
+            self._ports.setdefault(peer, set()).add(port)
+            self._write_link(peer)
 
     def is_life(self, peer: NodeId, life: int) -> bool:
         """Whether what was let onto the link in that life still counts; if not, it is dropped and counted here."""
         link = self._links[peer]
         with self._lock:
-            link.dropped_parcels += link.lives != life
-            return link.lives == life
+            link.dropped_parcels += link.table.life != life
+            return link.table.life == life
 
     def deliver(self, peer: NodeId, lane: Lane, frames: Sequence[Frame]) -> None:
         """On the trio thread: a parcel of another thread has arrived, but did not go at once."""
@@ -240,17 +250,20 @@ class ImpairedTransport:
         """See `Transport.stats`; what is still on the emulated link does not count as sent."""
         stats = self._inner.stats(peer)
         link = self._links.get(peer)
-        dropped = link.dropped_parcels if link is not None else 0
+        dropped = link.dropped_parcels + link.table.dropped if link is not None else 0
         return msgspec.structs.replace(stats, dropped_parcels=stats.dropped_parcels + dropped)
 
     def reshape(self, peer: NodeId, shape: LinkShape) -> None:
         """Change the link to ``peer``, or begin to impair it; what is in flight keeps its old delay."""
         link = self._links.get(peer)
         if link is None:
-            self._links[peer] = self._new_link(peer, shape)
+            with self._lock:
+                self._links[peer] = self._new_link(peer, shape)
+                self._write_link(peer)
             return
         self._advance(link)
-        link.model.shape = shape
+        with self._lock:
+            link.model.shape = shape
         self._plan(link)
 
     def block(self, peer: NodeId) -> None:
@@ -262,7 +275,8 @@ class ImpairedTransport:
         link = self._links[peer]
         self._advance(link)
         if not link.model.blocked:
-            link.model.blocked = True
+            with self._lock:
+                link.model.blocked = True
             link.breaks_s = trio.current_time() + BREAK_AFTER_S
         self._plan(link)
 
@@ -270,7 +284,8 @@ class ImpairedTransport:
         """End the partition; the emulated connection is back at once, where a real one may take two seconds more."""
         link = self._links[peer]
         self._advance(link)
-        link.model.blocked = False
+        with self._lock:
+            link.model.blocked = False
         link.broken = False
         link.breaks_s = math.inf
         self._plan(link)
@@ -278,12 +293,23 @@ class ImpairedTransport:
     def close(self) -> None:
         """Drop what is under way; called by `open_impaired_transport`."""
         self._closed = True
-        for link in self._links.values():
-            for queue in link.queues.values():
-                queue.close()
+        with self._lock:
+            for link in self._links.values():
+                link.model.blocked = True
+                for queue in link.queues.values():
+                    queue.close()
 
     def _new_link(self, peer: NodeId, shape: LinkShape) -> _Link:
-        return _Link(peer, shape, random.Random(f"{self._seed}/{peer}"))
+        return _Link(peer, shape, random.Random(f"{self._seed}/{peer}"), LinkTable(self._ahead_s))
+
+    def _write_link(self, peer: NodeId) -> None:
+        link = self._links.get(peer)
+        for port in self._ports.get(peer, ()):
+            write_word(port, Port.LINK, link.table.address if link is not None else 0)
+
+    def _forget_lane(self, link: _Link, lane: Lane) -> None:
+        with self._lock:
+            link.forget_lane(lane)
 
     def _check_reachable(self, link: _Link, lane: Lane) -> None:
         if self._closed:
@@ -327,7 +353,7 @@ class ImpairedTransport:
             link.breaks_s = math.inf
             link.broken = True
             for lane in Lane:
-                link.forget_lane(lane)
+                self._forget_lane(link, lane)
 
     def _deliver(self, link: _Link, arrival: Arrival) -> None:
         lane, parcel = arrival
@@ -339,10 +365,11 @@ class ImpairedTransport:
             self._inner.post(link.peer, lane, parcel.frames)
         except UnreachableError:
             link.dropped_parcels += 1
-            link.forget_lane(lane)
+            self._forget_lane(link, lane)
         except QueueFullError:
             stalled.append(parcel)
-            link.model.hold(lane, True)
+            with self._lock:
+                link.model.hold(lane, True)
             self._nursery.start_soon(self._deliver_stalled, link, lane)
 
     async def _deliver_stalled(self, link: _Link, lane: Lane) -> None:
@@ -353,10 +380,11 @@ class ImpairedTransport:
             try:
                 await self._inner.send(link.peer, lane, parcel.frames)
             except UnreachableError:
-                link.forget_lane(lane)
+                self._forget_lane(link, lane)
             # The lane may have been forgotten, and stalled anew, while this waited.
             if stalled and stalled[0] is parcel:
                 stalled.popleft()
         self._advance(link)
-        link.model.hold(lane, False)
+        with self._lock:
+            link.model.hold(lane, len(stalled) > 0)  # what has arrived just now may have stalled anew
         self._plan(link)

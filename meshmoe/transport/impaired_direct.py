@@ -44,6 +44,10 @@ class EmulatedLinks(Protocol):
         """When a parcel that leaves now arrives, and the link's life; None if it has to queue."""
         ...
 
+    def tie(self, peer: NodeId, port: int) -> None:
+        """Let a connection's table tell of the emulated link before it, whenever there is one."""
+        ...
+
     def is_life(self, peer: NodeId, life: int) -> bool:
         """Whether what left in that life may arrive."""
         ...
@@ -80,6 +84,8 @@ class ImpairedDirectLane:
         self._numbers = count()
         self._early_s = 0.0
         """How long before a parcel is due the thread has itself woken."""
+        self._tied: set[int] = set()
+        """Tables of connections that tell compiled code of the emulated links before them."""
         # What emulated links have no part in.
         self.wake = inner.wake
         self.native = inner.native
@@ -137,7 +143,13 @@ class ImpairedDirectLane:
 
     def port(self, peer: NodeId) -> int:
         """See `DirectLane.port`."""
-        return 0 if self._links.emulates(peer) else self._inner.port(peer)
+        port = self._inner.port(peer)
+        if not port or (self._lane is not Lane.DATA and self._links.emulates(peer)):
+            return 0  # compiled code knows emulated data lanes only
+        if port not in self._tied:
+            self._links.tie(peer, port)
+            self._tied.add(port)
+        return port
 
     def due_s(self) -> float:
         """See `DirectLane.due_s`."""

@@ -14,6 +14,9 @@ The model:
 - *Alone.* A parcel that finds the link idle may leave without joining a queue (`LinkModel.pass_alone`). What comes to
   other lanes while it leaves waits for it instead of sharing, so it is late by that parcel's time on the wire at most.
 
+Compiled code lets parcels of the data lane pass alone by itself, on the numbers of `LinkModel.table`: the model has no
+others for what they say, and says there whether it would let one pass.
+
 Departures are worked out late, when the first arrival that could follow from them is due: that halves the wake-ups.
 """
 
@@ -27,6 +30,7 @@ from typing import NamedTuple
 
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.links import LinkShape
+from meshmoe.transport.link_table import LinkTable
 from meshmoe.transport.queue import ParcelQueue, QueuedParcel
 from meshmoe.transport.tcp_loss import SEGMENT_BYTES, retransmission_delay_s
 
@@ -51,20 +55,23 @@ class _LaneState:
         # Of the queue's head; None while it has not begun to leave.
         self.unsent_bytes: float | None = None
         self.in_flight: deque[tuple[float, QueuedParcel]] = deque()
-        self.last_arrival_s = -math.inf
+        self.last_arrival_s = -math.inf  # but that of the data lane is in the table
 
 
 class LinkModel:
     """See the text above. Call `advance` before changing anything, so that the past is settled under the old rules.
 
     Attributes:
-        shape: How the link is.
-        blocked: Whether nothing gets through.
-        settled_s: The time that the link has come to; a time to come while a parcel leaves that is alone.
+        table: What compiled code sees of the link.
     """
 
     def __init__(
-        self, shape: LinkShape, queues: Mapping[Lane, ParcelQueue], chance: random.Random, now_s: float
+        self,
+        shape: LinkShape,
+        queues: Mapping[Lane, ParcelQueue],
+        chance: random.Random,
+        now_s: float,
+        table: LinkTable | None = None,
     ) -> None:
         """Make an idle link.
 
@@ -73,16 +80,53 @@ class LinkModel:
             queues: What each lane has to send; the model pops what has left. Whoever appends calls `advance` before.
             chance: Where jitter and loss come from.
             now_s: The time.
+            table: Kept up to date; its own if there is none.
         """
-        self.shape = shape
-        self.blocked = False
+        self.table = LinkTable() if table is None else table
+        self._shape = shape
+        self._blocked = False
         self._lanes = {lane: _LaneState(queue) for lane, queue in queues.items()}
+        self._data = self._lanes[Lane.DATA]
         self._chance = chance
         self.settled_s = now_s
+        self.shape = shape
+        for queue in queues.values():
+            queue.watch(self._mark)
+
+    @property
+    def shape(self) -> LinkShape:
+        """How the link is."""
+        return self._shape
+
+    @shape.setter
+    def shape(self, shape: LinkShape) -> None:
+        self._shape = shape
+        self.table.shaped(shape)
+        self._mark()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing gets through."""
+        return self._blocked
+
+    @blocked.setter
+    def blocked(self, blocked: bool) -> None:
+        self._blocked = blocked
+        self._mark()
+
+    @property
+    def settled_s(self) -> float:
+        """The time that the link has come to; a time to come while a parcel leaves that is alone."""
+        return self.table.settled_s
+
+    @settled_s.setter
+    def settled_s(self, time_s: float) -> None:
+        self.table.settled_s = time_s
 
     def hold(self, lane: Lane, held: bool) -> None:
         """Stop or resume sending on one lane, as a receiver that does not read would."""
         self._lanes[lane].held = held
+        self._mark()
 
     def forget_lane(self, lane: Lane) -> int:
         """Drop what is under way on ``lane``, and start its queue's head anew; returns how many were dropped."""
@@ -98,7 +142,7 @@ class LinkModel:
         It has to where the link is held up, has something to send, or is busy for `ALONE_WAIT_S_MAX` to come.
         """
         state = self._lanes[lane]
-        if self.blocked or state.held or any(len(other.queue) for other in self._lanes.values()):
+        if not self._is_free(state):
             return None
         begins_s = max(now_s, self.settled_s)
         if begins_s - now_s > ALONE_WAIT_S_MAX:
@@ -125,6 +169,13 @@ class LinkModel:
             first_departure_s = self.settled_s + min(self._unsent(state) for state in active) / self._share(active)
             next_s = min(next_s, first_departure_s + self.shape.rtt_s / 2)
         return next_s
+
+    def _is_free(self, state: _LaneState) -> bool:
+        return not (self._blocked or state.held or any(len(other.queue) for other in self._lanes.values()))
+
+    def _mark(self) -> None:
+        # What a loss costs is more than compiled code can work out.
+        self.table.mark(is_open=not self._shape.loss and self._is_free(self._data))
 
     def _active(self) -> list[_LaneState]:
         if self.blocked:
@@ -181,5 +232,8 @@ class LinkModel:
                 loss=shape.loss,
                 chance=self._chance,
             )
-        state.last_arrival_s = max(state.last_arrival_s, arrival_s)
-        return state.last_arrival_s
+        if state is self._data:
+            self.table.last_s = arrival_s = max(self.table.last_s, arrival_s)
+        else:
+            state.last_arrival_s = arrival_s = max(state.last_arrival_s, arrival_s)
+        return arrival_s

@@ -66,6 +66,11 @@ class Link(IntEnum):
 LINK_WORDS = 8
 
 
+def write_word(address: int, at: int, value: int) -> None:
+    """Set a number of somebody else's table."""
+    ctypes.c_int64.from_address(address + _WORD_BYTES * at).value = value
+
+
 class Table:
     """Zeros to begin with; they stay where they are for as long as this object lives.
 

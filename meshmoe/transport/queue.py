@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -33,6 +33,11 @@ class ParcelQueue:
         self._turnstile = trio.Lock()
         self._writers_waiting = 0
         self._room: trio.Event | None = None
+        self._watcher: Callable[[], None] | None = None
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher``, one only, after every change; it must be quick, and leave the queue alone."""
+        self._watcher = watcher
 
     def __len__(self) -> int:
         return len(self._parcels)
@@ -56,6 +61,7 @@ class ParcelQueue:
             return False
         self._parcels.append(parcel)
         self._bytes += parcel.size_bytes
+        self._changed()
         return True
 
     def refusal(self) -> str:
@@ -89,6 +95,7 @@ class ParcelQueue:
         """Remove the oldest parcel and let a writer in."""
         parcel = self._parcels.popleft()
         self._bytes -= parcel.size_bytes
+        self._changed()
         self._wake()
         return parcel
 
@@ -97,6 +104,7 @@ class ParcelQueue:
         dropped = len(self._parcels)
         self._parcels.clear()
         self._bytes = 0
+        self._changed()
         self._wake()
         return dropped
 
@@ -109,6 +117,10 @@ class ParcelQueue:
         """Seal, and drop everything; returns how many parcels were dropped."""
         self.seal()
         return self.clear()
+
+    def _changed(self) -> None:
+        if self._watcher is not None:
+            self._watcher()
 
     def _wake(self) -> None:
         if self._room is not None:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import zmq
 
 from meshmoe.transport.envelope import seal
+from meshmoe.transport.link_model import ALONE_WAIT_S_MAX
 from meshmoe.transport.native import MESSAGE_BYTES, functions
-from meshmoe.transport.native_tables import PORT_WORDS, Port
+from meshmoe.transport.native_tables import LINK_WORDS, PORT_WORDS, Link, Port
 
 _C = ctypes.c_void_p
 _KINDS = {
@@ -65,6 +66,18 @@ def send(port, frames):
         words[Port.SENT_PARCELS] += 1
         words[Port.SENT_BYTES] += len(content)
     return taken
+
+
+def pass_alone(link, size_bytes, now_s, chance=0.0):
+    """Let a parcel onto an emulated link by its table; returns when it arrives, None if it has to queue."""
+    words, reals = words_at(link, LINK_WORDS), (ctypes.c_double * LINK_WORDS).from_address(link)
+    begins_s = max(now_s, reals[Link.SETTLED_S])
+    if not words[Link.OPEN] or begins_s - now_s > ALONE_WAIT_S_MAX:
+        return None
+    reals[Link.SETTLED_S] = begins_s + size_bytes / reals[Link.RATE]
+    arrival_s = reals[Link.SETTLED_S] + reals[Link.DELAY_S] + chance * reals[Link.JITTER_S]
+    reals[Link.LAST_S] = max(reals[Link.LAST_S], arrival_s)
+    return reals[Link.LAST_S]
 
 
 class Receiver:
