@@ -11,7 +11,7 @@ import trio.lowlevel
 import zmq
 
 from meshmoe.core.endpoints import Lane
-from meshmoe.transport import native
+from meshmoe.transport import native, zmq_direct
 from meshmoe.transport.base import QueueFullError
 from meshmoe.transport.native import NativeFrame, NativeMutex, functions
 from meshmoe.transport.native_tables import Port, Table
@@ -190,8 +190,8 @@ async def test_a_connection_is_open_to_compiled_code_only_while_nothing_waits_be
         assert words_at(port)[Port.OPEN] == 1
         posted = 0
         with pytest.raises(QueueFullError):
-            while True:
-                a.post(B, Lane.DATA, [b"%d" % posted, bytes(1 << 20)])
+            while True:  # quickly: a peer that reads nothing for two seconds counts as lost, with all that waits
+                a.post(B, Lane.DATA, [b"%d" % posted, bytes(64 << 10)])
                 posted += 1
         assert words_at(port)[Port.OPEN] == 0
         assert not send(port, [b"past the queue"])
@@ -318,6 +318,34 @@ async def test_closing_waits_until_compiled_code_has_left():
             await trio.to_thread.run_sync(began.wait)
         left.append("transport")
     assert left == ["compiled code", "transport"]
+
+
+@trio_test
+async def test_compiled_code_that_never_leaves_is_not_waited_for_for_ever(monkeypatch, caplog):
+    monkeypatch.setattr(zmq_direct, "_LEFT_S_MAX", 0.05)
+    async with open_pair() as (a, _):
+        lane = a.open_direct(Lane.DATA)
+        assert lane.enter()
+    assert "does not leave the data lane" in caplog.text
+    lane.leave()
+    assert not lane.enter()
+
+
+@trio_test
+async def test_a_thread_that_waits_is_told_of_the_end():
+    async with trio.open_nursery() as nursery, open_pair() as (a, _):
+        lane = a.open_direct(Lane.DATA)
+
+        def wait():
+            began_s = time.monotonic()
+            while lane.enter():
+                lane.leave()
+                assert lane.receive() is None
+                lane.wait(30.0)
+            assert time.monotonic() - began_s < 20
+
+        nursery.start_soon(trio.to_thread.run_sync, wait)
+        await trio.sleep(0.1)
 
 
 @trio_test
