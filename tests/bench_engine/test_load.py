@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import time
 from typing import cast
 
 import pytest
@@ -180,6 +182,21 @@ def figure(tokens_per_s):
     answer = Answer(0.0, [1.0, 1.5, 2.0], report=REPORT)
     outcome = Outcome([answer], took_s=3 / tokens_per_s)
     return summarise(outcome, loop_late_p99_ms=1.0)
+
+
+def test_what_the_servers_took_of_a_processor():
+    outcome = Outcome([Answer(0.0, [1.0, 1.5, 2.0])], took_s=2.0)
+    assert summarise(outcome, processor_s=0.006).processor_ms == pytest.approx(2)
+    assert summarise(outcome).processor_ms is None
+    assert summarise(Outcome([Answer(0.0)]), processor_s=0.006).processor_ms is None
+    known = Contestant("other", (), pids=(os.getpid(),))
+    before_s = known.processor_s()
+    until_s = time.process_time() + 0.1
+    while time.process_time() < until_s:
+        pass
+    assert 0.05 < known.processor_s() - before_s < 1
+    assert Contestant("elsewhere", ()).processor_s() is None
+    assert Contestant("dead", (), pids=(1 << 30,)).processor_s() is None
 
 
 def test_medians_and_tables():
