@@ -64,7 +64,11 @@ class Wires:
         return exec_prefix(self.namespace(node))
 
     def figures(self) -> WireFigures:
-        """What has been forwarded until now, how late, and what it took."""
+        """What has been forwarded until now, how late, and what it took.
+
+        Raises:
+            WiresError: Nothing is forwarded any more.
+        """
         from meshmoe.bench_engine.wires.figures import read_figures  # imports numba
 
         return read_figures(self.tally_path, _processor_s(self.owner) - self.started_s)
@@ -113,7 +117,13 @@ def open_wires(topology: Topology, flag: str = "--links namespaces") -> Iterator
 
 
 def _processor_s(process: int) -> float:
-    times = psutil.Process(process).cpu_times()
+    try:
+        times = psutil.Process(process).cpu_times()
+        ended = psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        ended = True
+    if ended:
+        raise WiresError("the process that forwards the links' packets has ended")
     return float(times.user + times.system)
 
 
@@ -122,5 +132,5 @@ def _wait_up(said: IO[bytes], log_path: Path) -> None:
     if readable and said.readline().strip() == UP.encode():
         return
     lines = log_path.read_text(errors="replace").strip().splitlines()
-    what = lines[-1] if lines else f"nothing said within {START_S_MAX:.0f} s"
+    what = lines[-1] if lines else "it said nothing" if readable else f"it is not up after {START_S_MAX:.0f} s"
     raise WiresError(f"the links' namespaces could not be made: {what}")

@@ -11,9 +11,10 @@ import time
 import pytest
 
 from meshmoe.bench_engine.wires import netns, spaces
+from meshmoe.bench_engine.wires import wires as wires_module
 from meshmoe.bench_engine.wires.netns import inside, require_namespaces
 from meshmoe.bench_engine.wires.round_trip import round_trip_s, round_trips
-from meshmoe.bench_engine.wires.wires import open_wires
+from meshmoe.bench_engine.wires.wires import WiresError, open_wires
 from meshmoe.core.config import parse_topology
 from meshmoe.core.errors import ConfigError
 from tests.namespaces import skip_without_namespaces
@@ -77,7 +78,7 @@ def test_delay_rate_who_is_linked_and_that_all_is_gone_afterwards(able):
         figures = wires.figures()
         assert figures.packets > 4_000_000 / 9_000
         assert figures.late_p50_us < 4_000
-        assert "left-right 10 ms, 1" in round_trips(wires, topology)
+        assert "10 ms in the file, 1" in round_trips(wires, topology)
         owner = wires.owner
     assert not any(name.startswith(f"mmw{owner}-") for name in present())
     with pytest.raises(ProcessLookupError):
@@ -102,6 +103,32 @@ with open_wires(parse_topology({TOPOLOGY!r}, "pair.toml")) as wires:
             return
         time.sleep(0.05)
     pytest.fail("its namespaces are still there after 10 s")
+
+
+def test_a_forwarding_process_that_is_killed_is_told_and_leaves_nothing(able):
+    with open_wires(parse_topology(TOPOLOGY, "pair.toml")) as wires:
+        os.kill(wires.owner, signal.SIGKILL)
+        while wires.namespace("left") in present():
+            try:
+                wires.figures()
+            except WiresError as error:
+                assert "has ended" in str(error)
+                break
+            time.sleep(0.01)
+        assert wires.namespace("left") in present()
+    assert not any(name.startswith(f"mmw{wires.owner}-") for name in present())
+
+
+def test_why_they_could_not_be_made(able, tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no such device >&2\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(wires_module.sys, "executable", str(program))
+    with (
+        pytest.raises(WiresError, match="could not be made: no such device"),
+        open_wires(parse_topology(TOPOLOGY, "pair.toml")),
+    ):
+        pass
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(monkeypatch, tmp_path):
