@@ -192,6 +192,9 @@ class ComputeThread:
 
     def _tell(self, method: Callable[[Any], None], argument: Any) -> None:
         self._inbox.put((method, argument))
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         self.limit.cut()
         # Set before the thread looks at its inbox for the last time, so one of the two sees the other.
         if self._in_inlet and self._inlet is not None:
@@ -302,6 +305,29 @@ class ComputeThread:
         if self._inlet is not None:
             self._inlet.poll()
             self.limit.watch(self._inlet.descriptor())
+
+    @property
+    def _hub_alone(self) -> bool:
+        """Whether the job under way is the only one that has something to do."""
+        return not self._hub_unwinding and not self._hub_queue
+
+    def _hub_enter_lane(self) -> bool:
+        self._in_inlet = True  # before the cut is looked at for the last time, as in `_hub_idle`
+        if self._inlet is not None and self._inlet.enter():
+            return True
+        self._in_inlet = False
+        return False
+
+    def _hub_leave_lane(self) -> None:
+        self._in_inlet = False
+        assert self._inlet is not None
+        self._inlet.leave()
+
+    def _hub_waited(self, waited_s: float) -> None:
+        """For so long of the slice under way compiled code has had nothing to do."""
+        self._idle_s += waited_s
+        priority, began = self._hub_began
+        self._hub_began = priority, began + waited_s
 
     def _hub_attach(self, inlet: Inlet) -> None:
         self._inlet = inlet

@@ -35,7 +35,9 @@ from meshmoe.transport.service_nursery import open_service_nursery
 
 if TYPE_CHECKING:
     from meshmoe.engine.lean.batch import LeanEngine
+    from meshmoe.engine.lean.resident import ResidentTable
     from meshmoe.engine.lean.scheduler import Scheduler
+    from meshmoe.engine.rounds.post import PostOffice
 
 _WINDOW_S = 10.0
 
@@ -232,6 +234,13 @@ class Engine:
         if len(calls) == 1:
             return [self._lean.little.serve(layer, calls[0])]
         return self._lean.little.serve_together(layer, calls)
+
+    @property
+    def rounds(self) -> tuple[PostOffice, ResidentTable] | None:
+        """Where compiled rounds are made, and with which experts; None if this engine makes none."""
+        if self._lean is None or self.model.card is not None:
+            return None
+        return self._lean.office, self._lean.resident
 
     def prepare_call(
         self, layer: int, rows_by_expert: Sequence[tuple[int, Sequence[int]]], hidden: Tensor

@@ -46,3 +46,32 @@ class Inlet(Protocol):
             What the job waits for, as if `meshmoe.engine.remote.RemoteExperts` had been asked; None where that must be.
         """
         ...
+
+    # -- of inlets that have opened an office for compiled rounds (`meshmoe.engine.rounds.post`); others are never asked
+
+    def fresh(self) -> None:
+        """Bring up to date whom compiled rounds may ask; before each step."""
+        ...
+
+    def enter(self) -> bool:
+        """Compiled code is about to attend to the lane: returns whether it may, and then `leave` follows soon."""
+        ...
+
+    def leave(self) -> None:
+        """Compiled code has come back."""
+        ...
+
+    def adopt(self, job: Job, call: LayerCall, at: int, answered: set[int]) -> Call[dict[int, Tensor]]:
+        """Go on with a compiled round that is under way, as if `send` had begun it.
+
+        Args:
+            job: Whose it is.
+            call: All that the round is about.
+            at: The round.
+            answered: Experts whose outputs have been put where they belong.
+        """
+        ...
+
+    def give_up(self, at: int) -> None:
+        """Nobody wants the answers to a compiled round any more."""
+        ...

@@ -22,6 +22,7 @@ from meshmoe.engine.schedule import Priority
 
 if TYPE_CHECKING:
     from meshmoe.engine.compute import ComputeThread
+    from meshmoe.engine.inlet import Inlet
     from meshmoe.engine.remote import LayerCall, RemoteExperts
 
 T = TypeVar("T")
@@ -176,6 +177,30 @@ class Job:
         under_way = inlet.send(self, call) if inlet is not None else None
         self.limit.hurry()  # answers are waited for now, and have deadlines
         return self.call(remote.compute, call.kept()) if under_way is None else under_way
+
+    @property
+    def inlet(self) -> Inlet | None:
+        """The thread's."""
+        return self._thread._inlet
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other job has anything to do."""
+        return self._thread._hub_alone
+
+    def enter_lane(self) -> bool:
+        """Compiled code is about to attend to the lane, where it may wait: see `Inlet.enter`."""
+        return self._thread._hub_enter_lane()
+
+    def leave_lane(self, waited_s: float) -> None:
+        """It has come back, having had nothing to do for so long."""
+        self._thread._hub_leave_lane()
+        if waited_s:
+            self._thread._hub_waited(waited_s)
+
+    def interrupt(self) -> None:
+        """Let compiled code come back soon, even from the lane; on any thread."""
+        self._thread._interrupt()
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
         """Run ``fn(*args)`` on the trio thread soon; calls keep their order, and ``fn`` must not raise."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 
 
 class Later:
@@ -31,6 +32,12 @@ class Later:
     def do_one(self) -> None:
         """Do what was postponed first."""
         self._work.popleft()()
+
+    def do_for(self, time_s: float) -> None:
+        """Do what was postponed, in order, and begin nothing more after so long."""
+        until_s = perf_counter() + time_s
+        while self._work and perf_counter() < until_s:
+            self.do_one()
 
     def catch_up(self) -> None:
         """Do all of it now."""

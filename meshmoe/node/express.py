@@ -13,6 +13,10 @@ that failed (`ExpertClient.complete`), calls in for experts that are not here or
 This file has the lane: what comes in, and who it is for. `meshmoe.node.express_client` asks on it,
 `meshmoe.node.express_server` serves peers.
 
+Where the transport has a lane for compiled code, what is plainest of all does not even come here: rounds of decode
+steps are made, and served, without the interpreter (`meshmoe.node.express_rounds`). Then this file has what that
+leaves.
+
 Invariants: an id is even here and odd there, so that an answer finds its asker. Every call out has a deadline, every
 wait a bound. Only so many calls are served, and only so many parcels on their way to trio, at once.
 """
@@ -31,9 +35,12 @@ from meshmoe.core.errors import WireError
 from meshmoe.core.ids import NodeId
 from meshmoe.engine.compute import ComputeThread
 from meshmoe.engine.engine import Engine
+from meshmoe.engine.job import Job
+from meshmoe.engine.remote import LayerCall
 from meshmoe.node.expert_client import ExpertClient, MeshKnowledge
 from meshmoe.node.expert_server import ExpertServer
-from meshmoe.node.express_client import ExpressClient
+from meshmoe.node.express_client import ExpressCall, ExpressClient
+from meshmoe.node.express_rounds import ExpressRounds, RoundsKnowledge
 from meshmoe.node.express_server import CallIn, ExpressServer
 from meshmoe.node.messenger import Messenger
 from meshmoe.node.vigil import Vigil
@@ -91,8 +98,30 @@ class Express:
         """Asks."""
         self.server = ExpressServer(lane, self._codec, engine, server, self._hand_over, vigil, self.counts)
         """Serves peers."""
+        self.rounds = self.client.rounds = self._open_rounds(engine, mesh, client, server, messenger)
+        """Compiled rounds, where there can be any."""
         self.send = self.client.send
         """See `Inlet.send`. The method itself: a step has some microseconds for each of its layers."""
+
+    def _open_rounds(
+        self, engine: Engine, mesh: MeshKnowledge, client: ExpertClient, server: ExpertServer, messenger: Messenger
+    ) -> ExpressRounds | None:
+        native, made = self._lane.native(), engine.rounds
+        if native is None or made is None or not isinstance(mesh, RoundsKnowledge):
+            return None
+        return ExpressRounds(
+            self._lane,
+            native,
+            *made,
+            mesh,
+            client,
+            server,
+            self.client.times,
+            messenger,
+            self._compute,
+            self._vigil,
+            self.counts,
+        )
 
     # -- Inlet -------------------------------------------------------------------------------------------------
 
@@ -100,9 +129,10 @@ class Express:
         """See `Inlet.poll`."""
         self._drained = False
         calls: dict[int, list[CallIn]] = {}
+        receive = self._lane.receive if self.rounds is None else self.rounds.next_parcel
         for _ in range(PARCELS_A_POLL):
             try:
-                parcel = self._lane.receive()
+                parcel = receive()
                 if parcel is None:
                     self._drained = True
                     break
@@ -121,17 +151,43 @@ class Express:
 
     def descriptor(self) -> int | None:
         """See `Inlet.descriptor`."""
-        return self._lane.descriptor() if self._drained and not self.client.asked else None
+        if not self._drained or self.client.asked or (self.rounds is not None and not self.rounds.drained):
+            return None
+        return self._lane.descriptor()
 
     def wait(self) -> None:
         """See `Inlet.wait`."""
         client, now_s = self.client, perf_counter()
         timeout_s = min(WAIT_S_MAX, max(0.0, client.soonest_s - now_s)) if client.asked else WAIT_S_MAX
-        self._lane.wait(timeout_s, self._vigil.awake_s(now_s))
+        if self.rounds is not None:
+            self.rounds.wait(timeout_s, self._compute.limit)
+        else:
+            self._lane.wait(timeout_s, self._vigil.awake_s(now_s))
 
     def wake(self) -> None:
         """See `Inlet.wake`. On any thread."""
         self._lane.wake()
+
+    def fresh(self) -> None:
+        """See `Inlet.fresh`."""
+        if self.rounds is not None:
+            self.rounds.fresh()
+
+    def enter(self) -> bool:
+        """See `Inlet.enter`."""
+        return self.rounds is not None and self.rounds.enter()
+
+    def leave(self) -> None:
+        """See `Inlet.leave`."""
+        self._lane.leave()
+
+    def adopt(self, job: Job, call: LayerCall, at: int, answered: set[int]) -> ExpressCall:
+        """See `Inlet.adopt`."""
+        return self.client.adopt(job, call, at, answered)
+
+    def give_up(self, at: int) -> None:
+        """See `Inlet.give_up`."""
+        self.client.give_up(at)
 
     # -- from other threads ------------------------------------------------------------------------------------
 
@@ -161,6 +217,8 @@ class Express:
             asked = self.client.asked.get(message.id)
             if asked is not None and asked.peer == parcel.sender:
                 return self.client.answered(message.id, asked, decoded)
+            if self.rounds is not None and self.rounds.answered(parcel.sender, message, decoded):
+                return None
         elif isinstance(message, CallCancel):
             for of_layer in calls.values():
                 of_layer[:] = [

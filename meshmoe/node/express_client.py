@@ -24,6 +24,7 @@ from meshmoe.engine.job import Call, CallAbandonedError, Job, JobCancelled
 from meshmoe.engine.remote import LayerCall
 from meshmoe.node.call_rows import REPLY_HEADER_BYTES, read_outputs, row_bytes, rows_to_send
 from meshmoe.node.expert_client import CallPatience, ExpertClient, MeshKnowledge
+from meshmoe.node.express_rounds import ExpressRounds
 from meshmoe.node.messenger import Messenger
 from meshmoe.node.peer_times import PeerTimes
 from meshmoe.node.routes import Choice, Routes
@@ -115,6 +116,8 @@ class ExpressClient:
         compute: The thread.
         asked: Messages that are not answered, by id.
         soonest_s: When the first of their deadlines passes, or earlier; `expire` is to be called then.
+        times: How long peers take.
+        rounds: The mesh's side of compiled rounds, where there are any.
     """
 
     def __init__(
@@ -150,9 +153,10 @@ class ExpressClient:
         self._vigil = vigil
         self._counts = counts
         self._patience: CallPatience = usual.patience
-        self._times = PeerTimes()
-        self._routes = Routes(mesh, self._times)
-        self._ids = count(2, 2)
+        self.times = PeerTimes()
+        self._routes = Routes(mesh, self.times)
+        self.rounds: ExpressRounds | None = None
+        self._ids = count(2, 4)  # multiples of four are those of compiled rounds
         self._clock = trio.lowlevel.current_clock()
 
     def send(self, job: Job, call: LayerCall) -> ExpressCall | None:
@@ -169,14 +173,14 @@ class ExpressClient:
         deadline_s = now_s + self._budget_s(call, choice, size_bytes)
         for peer, experts in choice.experts.items():
             self._ask(under_way, peer, experts, now_s, deadline_s)
-        self._vigil.expect(now_s, max([self._times.usual_s(peer) for peer in choice.experts]))
+        self._vigil.expect(now_s, max([self.times.usual_s(peer) for peer in choice.experts]))
         return under_way if under_way.open else None
 
     def _budget_s(self, call: LayerCall, choice: Choice, size_bytes: int) -> float:
         """As `ExpertClient` has it."""
         budget_s = self._patience.attempt_s if call.decode else self._patience.prefill_attempt_s
         if call.decode and choice.spare:
-            budget_s = max([self._times.deadline_s(peer, budget_s) for peer in choice.experts])
+            budget_s = max([self.times.deadline_s(peer, budget_s) for peer in choice.experts])
         for peer, experts in choice.experts.items():
             rows = 0
             for expert in experts:
@@ -202,6 +206,30 @@ class ExpressClient:
         under_way.open.add(number)
         self._counts["sent"] += 1
 
+    def adopt(self, job: Job, call: LayerCall, at: int, answered: set[int]) -> ExpressCall:
+        """See `Inlet.adopt`."""
+        assert self.rounds is not None
+        size_bytes = row_bytes(call.hidden) if call.memory is None else call.memory.moved_bytes
+        under_way = ExpressCall(job, call, self, size_bytes)
+        under_way.taken.update(answered)
+        sent_bytes, received_bytes = self.rounds.moved_bytes(at)
+        call.stats.sent_bytes += sent_bytes
+        call.stats.received_bytes += received_bytes
+        for number, peer, experts, sent_s, deadline_s in self.rounds.take_over(at):
+            self.asked[number] = Asked(under_way, peer, experts, sent_s, deadline_s)
+            self.soonest_s = min(self.soonest_s, deadline_s)
+            under_way.open.add(number)
+        self._counts["adopted"] += 1
+        if not under_way.open:
+            under_way.progress()
+        return under_way
+
+    def give_up(self, at: int) -> None:
+        """See `Inlet.give_up`."""
+        assert self.rounds is not None
+        for group in self.rounds.take_over(at):
+            self._cancel_at(group.number, group.peer)
+
     def answered(self, number: int, asked: Asked, decoded: Decoded) -> None:
         """A peer has answered one of the open messages, whatever it says."""
         del self.asked[number]
@@ -210,7 +238,7 @@ class ExpressClient:
         message = decoded.message
         if call.decode:
             took_s = perf_counter() - asked.sent_s
-            self._times.answered(asked.peer, took_s)
+            self.times.answered(asked.peer, took_s)
             self.usual.latency.note(took_s, self._clock.current_time())
         if isinstance(message, ExpertReply):
             counts = [len(call.rows[expert]) for expert in asked.experts]
@@ -248,8 +276,10 @@ class ExpressClient:
         """Give up what has not been answered in time."""
         late = [(number, asked) for number, asked in self.asked.items() if asked.deadline_s <= now_s]
         for number, asked in late:
-            self._times.missed(asked.peer, now_s)
+            self.times.missed(asked.peer, now_s)
             self._routes.forget()
+            if self.rounds is not None:
+                self.rounds.forget()
             asked.call.late.append(asked.peer)
             self._cancel_at(number, asked.peer)
             self._give_up(number)
@@ -257,6 +287,8 @@ class ExpressClient:
 
     def peer_gone(self, peer: NodeId) -> None:
         """Calls to this peer will not be answered."""
+        if self.rounds is not None:
+            self.rounds.peer_gone(peer)
         for number in [number for number, asked in self.asked.items() if asked.peer == peer]:
             self._give_up(number)
 

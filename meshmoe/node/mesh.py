@@ -71,6 +71,20 @@ class Mesh:
         trusted = [peer for peer in others if (node := nodes.get(peer)) is not None and not node.suspect]
         return trusted or others
 
+    @property
+    def holders_version(self) -> int:
+        """Grows with every change of who holds what, or of who is present."""
+        return self.view.holders_version
+
+    def holder_map(self) -> dict[ExpertId, tuple[NodeId, ...]]:
+        """All experts that somebody holds, with their holders: a copy, in one step."""
+        return self.view.holder_map()
+
+    def suspected(self, peer: NodeId) -> bool | None:
+        """Whether membership suspects a peer; None if it is not present."""
+        node = self.view.nodes.get(peer)
+        return None if node is None else node.suspect
+
     def call_time_s(self, peer: NodeId, payload_bytes: int) -> float:
         """Round trip, bytes over bandwidth, and what the peer last told of its queue and of computing an expert."""
         rate = self.rates.bytes_per_s(peer) or RATE_UNKNOWN_BYTES_PER_S

@@ -51,11 +51,13 @@ class Vigil:
     def awake_s(self, now_s: float) -> float:
         """For how long to wait awake now; 0 for not at all."""
         left_s = self._until_s - now_s
-        if left_s <= 0 or not self._enabled:
-            return 0.0
-        if now_s - self._looked_s >= LOOK_EVERY_S:
+        return left_s if left_s > 0 and self.spare(now_s) else 0.0
+
+    def spare(self, now_s: float) -> bool:
+        """Whether to wait awake at all now, because there are cores to spare."""
+        if self._enabled and now_s - self._looked_s >= LOOK_EVERY_S:
             self._look(now_s)
-        return left_s if self._spare else 0.0
+        return self._enabled and self._spare
 
     def _look(self, now_s: float) -> None:
         idle_s, took_s = self._idle_s(), now_s - self._looked_s

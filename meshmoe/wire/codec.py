@@ -1,10 +1,10 @@
 """Messages to frames and back: the one place that knows the bytes.
 
 The message frame is a msgpack map: the struct's fields, its tag ``t``, the protocol version ``v``, and for a parcel
-with a tensor its description ``x``. msgpack reads and writes it under tight limits; msgspec turns the plain dict into
-a typed struct whose bounds have been checked. A struct is looked up by its tag here, rather than by msgspec through a
-Union, because msgspec rebuilds its tables for a Union at every call (25 us a message) but keeps those of a struct
-(1 us).
+with a tensor its description ``x``; or ``s``, then fields and description are a slip (`meshmoe.wire.slips`). msgpack
+reads and writes it under tight limits; msgspec turns the plain dict into a typed struct whose bounds have been checked.
+A struct is looked up by its tag here, rather than by msgspec through a Union, because msgspec rebuilds its tables for a
+Union at every call (25 us a message) but keeps those of a struct (1 us).
 
 Whatever bytes come in, `Codec.decode` either returns a valid message or raises `WireError` with one line. What a
 hostile header can cost is bounded too: msgpack reserves a list as soon as it reads its length, so the worst case is a
@@ -29,6 +29,7 @@ from meshmoe.membership.messages import MEMBERSHIP_MESSAGES
 from meshmoe.placement.exchange.messages import EXCHANGE_MESSAGES
 from meshmoe.wire.frames import FRAMES_MAX, HEADER_BYTES_MAX, PARCEL_BYTES_MAX, Frame, TensorFrame, TensorHeader
 from meshmoe.wire.messages import PROTOCOL_VERSION, ROWS_MAX, RUNTIME_MESSAGES
+from meshmoe.wire.slips import SLIP_KEY, read_slip
 
 # msgpack ships no types; what crosses this name is annotated where it is used.
 _msgpack: Any = msgpack
@@ -85,9 +86,17 @@ class Codec:
             names = set(message_type.__struct_encode_fields__)
             assert config.tag_field == _TAG_KEY, f"{message_type.__name__} is not tagged with {_TAG_KEY!r}"
             assert config.tag not in self._type_of_tag, f"two messages have the tag {config.tag!r}"
-            assert not names & {_TAG_KEY, _VERSION_KEY, _TENSOR_KEY}, f"{message_type.__name__} uses a reserved field"
+            assert not names & {_TAG_KEY, _VERSION_KEY, _TENSOR_KEY, SLIP_KEY}, (
+                f"{message_type.__name__} uses a reserved field"
+            )
             self._type_of_tag[config.tag] = message_type
         self._packer = _msgpack.Packer(use_bin_type=True)
+
+    def slip_header(self, tag: str) -> bytes:
+        """The message frame of whatever has this tag and travels as a slip."""
+        assert tag in self._type_of_tag
+        header: bytes = self._packer.pack({_TAG_KEY: tag, SLIP_KEY: 1, _VERSION_KEY: self._version})
+        return header
 
     @property
     def message_types(self) -> tuple[type[Message], ...]:
@@ -135,9 +144,15 @@ class Codec:
         self._check_version(fields.pop(_VERSION_KEY, None))
         tensor = None
         first_payload = 1
-        described = fields.pop(_TENSOR_KEY, None)
-        if described is not None:
-            tensor = _tensor_frame(described, frames)
+        if fields.pop(SLIP_KEY, None) is not None:
+            if len(frames) < 3:
+                raise WireError("message with a slip, but its frames are missing")
+            said, described = read_slip(fields.get(_TAG_KEY), frames[1])
+            fields |= said
+            tensor = _tensor_frame(described, frames, 2)
+            first_payload = 3
+        elif (described := fields.pop(_TENSOR_KEY, None)) is not None:
+            tensor = _tensor_frame(described, frames, 1)
             first_payload = 2
         return Decoded(self._message(fields), list(frames[first_payload:]), tensor)
 
@@ -196,14 +211,14 @@ def _refuse_extension(code: int, data: bytes) -> object:
     raise ValueError(f"extension type {code} of {len(data)} bytes")
 
 
-def _tensor_frame(described: object, frames: Sequence[Frame]) -> TensorFrame:
+def _tensor_frame(described: object, frames: Sequence[Frame], at: int) -> TensorFrame:
     try:
         header = msgspec.convert(described, TensorHeader)
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
         raise WireError(f"invalid tensor description: {_short(error)}") from None
-    if len(frames) < 2:
+    if len(frames) <= at:
         raise WireError("tensor described, but its frame is missing")
-    data = frames[1]
+    data = frames[at]
     size_bytes = data.nbytes if isinstance(data, memoryview) else len(data)
     if size_bytes != header.size_bytes:
         raise WireError(f"tensor frame of {size_bytes} bytes where {header} needs {header.size_bytes}")

@@ -31,7 +31,7 @@ from meshmoe.core.messages import (
 )
 from meshmoe.core.token import TokenId, WallClockS
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Grows with every change that an older node would misread; nodes of another version are refused by name."""
 
 ROWS_MAX = 8192

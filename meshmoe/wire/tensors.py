@@ -120,6 +120,11 @@ class RowsInMemory(NamedTuple):
         return TensorFrame(TensorHeader(code, count, columns), b"".join(parts))
 
 
+def code_of(dtype: torch.dtype) -> TensorDtype:
+    """How frames call a dtype."""
+    return _CODE_OF_DTYPE[dtype]
+
+
 def is_of(header: TensorHeader, dtype: torch.dtype) -> bool:
     """Whether a frame that is so described has values of ``dtype``."""
     return _DTYPE_OF_CODE[header.dtype] is dtype

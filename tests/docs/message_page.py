@@ -27,7 +27,8 @@ Generated from the message types by `python -m tests.docs.message_page`; a test 
 and what they are for, is told in [the protocol](protocol.md).
 
 Protocol version {PROTOCOL_VERSION}. A message is one msgpack map with the fields below, the tag `t` and the version
-`v`; an expert call or reply has `x`, the description of its tensor, too, whose bytes follow in a frame of their own.
+`v`; an expert call or reply has `x`, the description of its tensor, too, whose bytes follow in a frame of their own,
+or `s`, and then it travels as a slip (see [the protocol](protocol.md)).
 Every bound is checked when a message arrives; one that breaks a bound is dropped, counted, and never reaches the code
 behind it.
 """

@@ -29,7 +29,7 @@ import numba
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_SOURCES = ("kernels", "lean")
+_SOURCES = ("kernels", "lean", "rounds")
 
 WAIT_S_MAX = 120.0
 """For another process that compiles; it may have been stopped in the middle."""

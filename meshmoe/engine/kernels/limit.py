@@ -66,6 +66,11 @@ class SliceLimit:
         """Let compiled code come back soon; on any thread."""
         self._numbers[CUT] = 1
 
+    @property
+    def wanted(self) -> bool:
+        """Whether it is cut."""
+        return bool(self._numbers[CUT])
+
     def mend(self) -> None:
         """Take `cut` back: the thread is about to look at everything for which it may have been."""
         self._numbers[CUT] = 0

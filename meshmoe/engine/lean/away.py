@@ -151,6 +151,22 @@ class AwayExperts:
         if self._remote is None:
             named = ", ".join(str(ExpertId(moe, expert)) for expert in sorted({expert for expert, _, _ in missing}))
             raise ExpertUnavailableError(f"not resident, and this node has no peers to ask: experts {named}")
+        call, taken = self.wanted(batch, moe, missing)
+        return self.asked(self._job.ask(self._remote, call), batch, missing, call, taken)
+
+    def asked(
+        self,
+        under_way: Call[dict[int, Tensor]],
+        batch: Rows[Row],
+        missing: list[Pair],
+        call: LayerCall,
+        taken: set[int],
+    ) -> Asked:
+        """A call that is under way, with what `wanted` has made of it."""
+        return Asked(under_way, call.layer, call.hidden, call.rows, missing, batch, call.stats, taken)
+
+    def wanted(self, batch: Rows[Row], moe: int, missing: list[Pair]) -> tuple[LayerCall, set[int]]:
+        """What the mesh is to be asked, and where experts are noted whose outputs are where they belong; see `ask`."""
         by_expert: dict[int, list[int]] = {}
         for expert, row, _ in missing:
             if expert in by_expert:
@@ -180,8 +196,7 @@ class AwayExperts:
             return True
 
         memory = work.memory if len(batch) <= _COPIED_ROWS_MAX else None
-        call = self._job.ask(self._remote, LayerCall(moe, work.hidden, by_expert, decode, stats, take, memory))
-        return Asked(call, moe, work.hidden, by_expert, missing, batch, stats, taken)
+        return LayerCall(moe, work.hidden, by_expert, decode, stats, take, memory), taken
 
     def put(self, asked: Asked, replies: dict[int, Tensor]) -> None:
         """Put outputs where the resident experts' are, but for those that have been taken.

@@ -20,7 +20,9 @@ before the sequence is read on in earnest.
 
 The compiled step goes on through all layers until somebody wants the compute thread for more urgent work, and then
 comes back between two layers or two experts (`kernels.limit`). Where it is cut does not change a bit. At a layer that
-lacks experts, one call goes out for the whole batch.
+lacks experts, one call goes out for the whole batch; where the data lane is open to compiled code, that is a *round* of
+`meshmoe.engine.rounds`, for which the step does not even come back (`meshmoe.engine.lean.away_rounds` has what is
+left to do here).
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from meshmoe.engine.kernels.crew import crew_here, linear
 from meshmoe.engine.later import Later
 from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.away import Asked, AwayExperts
+from meshmoe.engine.lean.away_rounds import AwayRounds
 from meshmoe.engine.lean.blocks import BlockPool, Sequence
 from meshmoe.engine.lean.little import LittleCalls
 from meshmoe.engine.lean.model import ROWS_MAX, LeanModel, Workspace
@@ -51,6 +54,7 @@ from meshmoe.engine.lean.tables import Layer, Number, Place, Shape
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import GenerationStats
+from meshmoe.engine.rounds.post import PostOffice
 
 _HEAD_BLOCK_BYTES = 8 << 20
 """Of the logits' weights, computed between two looks."""
@@ -63,6 +67,7 @@ class LeanEngine:
         model: The model.
         blocks: The room.
         little: Serves peers' little calls.
+        office: Makes compiled rounds, once it is open.
         clock: Seconds that passes are timed by.
         later: What is done while passes wait for peers.
     """
@@ -84,6 +89,7 @@ class LeanEngine:
         self.counts = counts
         self.resident = ResidentTable(pool, experts_per_layer, model.plan.embedding.dtype)
         self.little = LittleCalls(model.plan, self.resident)
+        self.office = PostOffice(model.plan, max(experts_per_layer, default=1), self.little)
 
     @property
     def tokens_max(self) -> int:
@@ -128,6 +134,7 @@ class LeanBatch:
         self.waited_s = self.computed_s = 0.0
         self.abandoned = False
         self._away = AwayExperts(engine.model.plan, self._work, engine.remote, engine.little, job)
+        self._rounds = AwayRounds(engine.office, self._away, job, engine.later)
         self._awaited: Call[dict[int, Tensor]] | None = None
         self._rows: Rows[Row] = ()
         self._calls_away: list[tuple[GenerationStats, int]] = []
@@ -164,6 +171,7 @@ class LeanBatch:
             JobCancelled: The job was cancelled.
         """
         assert 0 < len(rows) <= ROWS_MAX
+        self._rounds.begin(rows)
         self._rows, self._calls_away, self.waited_s, self.computed_s = rows, [], 0.0, 0.0
         layers = len(self._model.plan.layers)
         lengths = self._enter(rows)
@@ -175,8 +183,13 @@ class LeanBatch:
             if crew is not None:
                 crew.rouse()
             began = perf_counter()
-            at = self._run(snapshot, at, joining)
-            self.computed_s += perf_counter() - began
+            self._rounds.enter()
+            try:
+                at = self._run(snapshot, at, joining)
+            finally:
+                waited_s = self._rounds.leave()
+            self.waited_s += waited_s
+            self.computed_s += perf_counter() - began - waited_s
             joining = at < 0
             if joining:
                 first, at = divmod(-1 - at, layers)
@@ -187,16 +200,21 @@ class LeanBatch:
         self._count(rows)
         return self._logits(rows)
 
+    def close(self) -> None:
+        """Nothing more will be computed."""
+        self._rounds.close()
+
     def abandon(self) -> None:
         """Make a forward under way raise soon, wherever it is; on any thread. Nobody wants its rows any more."""
         self.abandoned = True
-        self._job.limit.cut()
+        self._job.interrupt()
         awaited = self._awaited
         if awaited is not None:
             awaited.abandon()
 
     def _look(self) -> None:
-        if not self._looked:
+        # Compiled code attends to an open lane itself, and comes back when somebody wants the thread.
+        if not self._looked and not (self._rounds.attended and not self._job.limit.wanted):
             self._job.checkpoint()
         self._looked = False
         if self.abandoned:
@@ -253,11 +271,18 @@ class LeanBatch:
             len(plan.layers),
             joining,
             self._job.limit.address,
+            self._engine.office.post,
+            self._rounds.own,
+            self._rounds.requests,
+            self._rounds.tally,
         )
 
     def _experts(self, snapshot: ResidentSnapshot, at: int, first: int) -> None:
         """Have a routed layer's experts computed from ``first`` on, the mesh's meanwhile."""
         moe = int(self._model.plan.layers[at, Layer.MOE])
+        if self._rounds.under_way:
+            self._finish(snapshot, at, first)
+            return
         missing = self._away.missing(snapshot, at)
         asked = self._away.ask(self._rows, moe, missing) if len(missing) else None
         try:
@@ -268,6 +293,27 @@ class LeanBatch:
             raise
         if asked is not None:
             self._receive(asked)
+
+    def _finish(self, snapshot: ResidentSnapshot, at: int, first: int) -> None:
+        """Go on with a compiled round for which the step could not wait."""
+        try:
+            self._compute(snapshot, at, first)
+            while not self.abandoned:
+                waited_s, over = self._rounds.go_on(snapshot.addresses)
+                self.waited_s += waited_s
+                if over:
+                    self._looked = True
+                    return None
+                if not self._rounds.goes_on:  # somebody else wants the thread, or some of it will never be answered
+                    self._looked = False
+                    moe, missing = int(self._model.plan.layers[at, Layer.MOE]), self._away.missing(snapshot, at)
+                    return self._receive(self._rounds.adopt(self._rows, moe, missing))
+                self._job.checkpoint()
+        except BaseException:
+            self._rounds.give_up()
+            raise
+        self._rounds.give_up()
+        raise BatchAbandonedError
 
     def _compute(self, snapshot: ResidentSnapshot, at: int, first: int) -> None:
         """Compute a layer's resident experts from ``first`` on."""
@@ -322,7 +368,7 @@ class LeanBatch:
         for row in rows:
             if not row.local:
                 row.stats.expert_calls_local += self._model.expert_calls
-        for stats, calls in self._calls_away:
+        for stats, calls in [*self._calls_away, *self._rounds.account()]:
             stats.expert_calls_local -= calls
             stats.expert_calls_remote += calls
         chunks: dict[Sequence, list[int]] = {}

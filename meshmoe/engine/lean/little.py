@@ -127,7 +127,12 @@ def spread(tag: Tag, moves: Ints, hidden: int) -> bool:
 
 
 class LittleCalls:
-    """Serves peers' calls of few rows, and takes in the answers to own ones; for the compute thread alone."""
+    """Serves peers' calls of few rows, and takes in the answers to own ones; for the compute thread alone.
+
+    Attributes:
+        layers: By ordinal: width of an expert, how many experts a call may ask for, and for how many rows.
+        addresses: Of the working memory: input, output, room.
+    """
 
     def __init__(self, plan: LeanPlan, resident: ResidentTable) -> None:
         """Serve with ``resident`` experts of the model that ``plan`` describes."""
@@ -136,16 +141,15 @@ class LittleCalls:
         self._hidden, size = int(plan.shape[Shape.HIDDEN]), plan.embedding.element_size()
         self._row_bytes = self._hidden * size
         moe = plan.layers[plan.layers[:, Layer.MOE] >= 0]
-        self._layers: dict[int, tuple[int, int, int]] = {}
-        """By ordinal: width, how many experts a call may ask for, and for how many rows."""
+        self.layers: dict[int, tuple[int, int, int]] = {}
         for ordinal, width in moe[:, [Layer.MOE, Layer.WIDTH]].tolist():
             most = TOGETHER_BYTES_MAX // (3 * self._hidden * width * size)
-            self._layers[ordinal] = width, most, self.rows_max(most)
-        widest = max((width for width, *_ in self._layers.values()), default=0)
+            self.layers[ordinal] = width, most, self.rows_max(most)
+        widest = max((width for width, *_ in self.layers.values()), default=0)
         room = ROWS_MAX * self._row_bytes
         self._x, self._y = np.zeros(room, np.uint8), np.zeros(room, np.uint8)
         self._scratch = np.zeros(ROWS_MAX * (2 * self._hidden + 3 * widest), np.float32)
-        self._addresses = tuple(array.ctypes.data for array in (self._x, self._y, self._scratch))
+        self.addresses = tuple(array.ctypes.data for array in (self._x, self._y, self._scratch))
         self._in, self._out = self._x.data, self._y.data
 
     @staticmethod
@@ -163,7 +167,7 @@ class LittleCalls:
         Returns:
             Whether it was done: False if there are too many, or another number of rows, or some are not finite.
         """
-        size, first = self._row_bytes, self._addresses[0]
+        size, first = self._row_bytes, self.addresses[0]
         if len(places) > ROWS_MAX or len(data) != len(places) * size:
             return False
         self._in[: len(data)] = data
@@ -177,7 +181,7 @@ class LittleCalls:
             The outputs, one after the other; None if the call is not little, not valid, or for experts that are not
             resident.
         """
-        known = self._layers.get(layer)
+        known = self.layers.get(layer)
         experts, count, data = call
         if known is None or not 0 < count <= known[2] or len(data) != count * self._row_bytes:
             return None
@@ -203,7 +207,7 @@ class LittleCalls:
 
     def _joined(self, layer: int, calls: Sequence[LittleCall]) -> list[bytes | None] | None:
         """The answers of all calls, computed as one; None if they make no little call."""
-        if (known := self._layers.get(layer)) is None:
+        if (known := self.layers.get(layer)) is None:
             return None
         width, most, rows_max = known
         asked: list[int] = []
@@ -238,7 +242,7 @@ class LittleCalls:
         except OverflowError:  # not a number of anything
             return -1
         snapshot = self._resident.snapshot()
-        x, y, scratch = self._addresses
+        x, y, scratch = self.addresses
         return serve_rows(
             self._plan.tag,
             desk_here(),

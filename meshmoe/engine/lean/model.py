@@ -17,6 +17,9 @@ from meshmoe.engine.lean.little import serve_rows, spread
 from meshmoe.engine.lean.plan import LeanPlan, make_plan
 from meshmoe.engine.lean.step import compute_resident, embed, finish, run
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
+from meshmoe.engine.rounds.answers import end, take_in
+from meshmoe.engine.rounds.attending import attend, wait
+from meshmoe.engine.rounds.post import make_post
 from meshmoe.model.experts_modules import ExpertsModule
 from meshmoe.wire.tensors import RowsInMemory
 
@@ -72,11 +75,15 @@ class LeanModel:
     def _call_all(self) -> None:
         plan, none = self.plan, np.zeros((0, len(Token)), np.int64)
         places, layer, one = np.zeros(len(Place), np.int64), np.zeros(len(Layer), np.int64), np.zeros(1, np.int64)
-        table = np.zeros((1, 1, 2), np.int64)
+        table, post = np.zeros((1, 1, 2), np.int64), make_post(1, 1)
         run(
             *(plan.tag, plan.shape, plan.numbers, plan.layers, places, table, none, table[0], table, one),
-            *(0, 0, False, 0),
+            *(0, 0, False, 0, post, -1, one, table[0]),
         )
+        attend(plan.tag, 0, post, table, 0, -1, 0)
+        wait(plan.tag, 0, post, table, 0, 0, 0)
+        take_in(plan.tag, post, -1, 0, 0, 0)
+        end(post, 0, one, table[0])
         compute_resident(plan.tag, plan.shape, layer, places, table[0], table[0], one, 0, 0, 0)
         embed(plan.tag, 0, one[:0], 0, 0)
         linear(plan.tag, 0, 0, 0, 0, 0, 1, 0, 0)

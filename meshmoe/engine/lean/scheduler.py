@@ -177,6 +177,7 @@ class Scheduler:
                     lane.bell.wait(job)
         finally:
             self._lean.later.catch_up()
+            lane.batch.close()
             lane.batch = None
             self._ring()
 

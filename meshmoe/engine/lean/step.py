@@ -2,10 +2,10 @@
 
 A layer has three parts. *Route*: norm, attention, norm, router. *Compute*: the chosen experts that are resident, each
 once for all the rows that chose it. *Join*: the weighted sum in ascending order of experts, what every token takes
-besides, the residual. `run` goes from part to part and from layer to layer. It returns after the route of a layer that
-lacks an expert, so that the caller can send for it before `compute_resident`, and goes on at the join once the outputs
-of the others stand at their places. And it returns between two layers or two experts when the slice is over
-(`kernels.limit`).
+besides, the residual. `run` goes from part to part and from layer to layer. At a layer that lacks an expert it asks the
+mesh and waits for the answers (`meshmoe.engine.rounds`). Where it cannot, it returns after the route, so that the
+caller can send for it before `compute_resident`, and goes on at the join once the outputs of the others stand at their
+places. And it returns between two layers or two experts when the slice is over (`kernels.limit`).
 
 Results are rounded to the model's dtype where transformers' eager code rounds them; in between all is float32. Every
 sum of a row has an order of its own (see `kernels.dots`), so a row's bits are the same in any batch.
@@ -25,6 +25,15 @@ from meshmoe.engine.kernels.stopping import due
 from meshmoe.engine.lean.attention import Floats, Ints, attend, normalise, project, remember
 from meshmoe.engine.lean.routers import route
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
+from meshmoe.engine.rounds.answers import end as end_round
+from meshmoe.engine.rounds.asking import ask
+from meshmoe.engine.rounds.attending import DONE, NOTHING, look, wait
+from meshmoe.engine.rounds.memory import clock_ns
+from meshmoe.engine.rounds.sending import send_due
+from meshmoe.engine.rounds.tables import Office, Post
+
+_PATIENCE_NS = 1_000_000_000
+"""Of a wait for peers in one piece."""
 
 
 @jit
@@ -43,6 +52,10 @@ def run(
     end: int,
     joining: bool,
     limit: int,
+    post: Post,
+    own: int,
+    requests: Ints,
+    tally: Ints,
 ) -> int:
     """Compute layers from ``begin`` to before ``end``, or until the slice is over.
 
@@ -61,15 +74,22 @@ def run(
         end: Layer to stop before.
         joining: Whether the first layer's experts are all computed and it only has to be joined.
         limit: Of the slice: `SliceLimit.address`, or 0.
+        post: Of the thread.
+        own: The batch's round, a row of ``post.rounds``; -1 for none.
+        requests: For each row, whose it is: a row of ``tally``.
+        tally: See `rounds.tables.Tally`.
 
     Returns:
         The layer to go on with, ``end`` if all are computed. Or, negative, one that has been routed, because it lacks
         experts or the slice is over: ``-1 - layer - first * len(layers)``, where `compute_resident` has to go on with
-        expert ``first``.
+        expert ``first``, which may be one behind the last. Its round may be under way then.
     """
+    desk = places[Place.DESK]
     for at in range(begin, end):
-        if at > begin and due(limit):
+        if at > begin and due(limit) and not look(tag, desk, post, experts, limit):
             return at
+        if post.numbers[Office.KEPT] != 0:
+            send_due(post, clock_ns(post.scratch.ctypes.data))
         layer = layers[at]
         moe = layer[Layer.MOE]
         if not joining:
@@ -85,7 +105,7 @@ def run(
                             missing |= experts[moe, expert, 0] == 0
                             if kind >= 0:
                                 increment(counts[kind, moe], expert)
-                if missing:
+                if missing and not ask(tag, shape, layer, places, experts[moe], rows, chosen[moe], post, own):
                     return -1 - at
                 first = compute_resident(
                     tag,
@@ -101,6 +121,16 @@ def run(
                 )
                 if first < layer[Layer.EXPERTS]:
                     return -1 - at - first * len(layers)
+                if missing:
+                    patience_ns = int64(_PATIENCE_NS) if post.numbers[Office.MAY_WAIT] != 0 else int64(0)
+                    found = NOTHING
+                    while found == NOTHING:
+                        found = wait(tag, desk, post, experts, limit, own, patience_ns)
+                        if patience_ns == 0:
+                            break
+                    if found != DONE:
+                        return -1 - at - first * len(layers)
+                    end_round(post, own, requests, tally)
         joining = False
         _join(tag, shape, layer, places, len(rows))
     return int(end)

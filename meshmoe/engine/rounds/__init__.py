@@ -1,0 +1,1 @@
+"""Rounds without the interpreter: compiled code asks peers, serves them, and takes their answers."""
