@@ -237,6 +237,9 @@ def test_a_batch_that_is_abandoned_cuts_the_slice_under_way(qwen):
     class Job(NoJob):
         limit = SliceLimit()
 
+        def interrupt(self):
+            self.limit.cut()
+
     batch = Bench(*qwen).engine.batch(Job())
     batch.abandon()
     assert due(Job.limit.address)
