@@ -25,7 +25,7 @@ from meshmoe.core.config import Topology
 from meshmoe.core.errors import MeshmoeError
 from meshmoe.core.ids import NodeId
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 """For one node to serve its socket; importing torch takes a slow box most of it."""
 
 STOP_TIMEOUT_S = 10.0

@@ -24,7 +24,7 @@ from meshmoe.node.settings import NodeSettings
 
 torch.set_num_threads(1)
 
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 300.0
 """The first node of a machine compiles kernels, which takes a minute where others compute beside it."""
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=0)
