@@ -221,8 +221,8 @@ class ExpressRounds:
             self._sharp = True
             sharpen_waits()
         self.fresh()
-        if timeout_s > 0:
-            self._attend(limit, int((perf_counter() + timeout_s) * 1e9))
+        if timeout_s > 0:  # and no longer than what is told of senders may be old
+            self._attend(limit, int((perf_counter() + min(timeout_s, FRESH_S)) * 1e9))
 
     def _attend(self, limit: SliceLimit | None, until_ns: int) -> int | None:
         if not self.enter():
