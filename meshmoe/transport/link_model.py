@@ -55,7 +55,7 @@ class _LaneState:
         # Of the queue's head; None while it has not begun to leave.
         self.unsent_bytes: float | None = None
         self.in_flight: deque[tuple[float, QueuedParcel]] = deque()
-        self.last_arrival_s = -math.inf  # but that of the data lane is in the table
+        self.last_arrival_s = -math.inf
 
 
 class LinkModel:
@@ -232,8 +232,10 @@ class LinkModel:
                 loss=shape.loss,
                 chance=self._chance,
             )
+        arrival_s = max(state.last_arrival_s, arrival_s)
         if state is self._data:
+            # Compiled code may have let a later one pass. The table alone would not do: its times, of another clock,
+            # are rounded, and what it says of this lane's own last parcel may be a little before that.
             self.table.last_s = arrival_s = max(self.table.last_s, arrival_s)
-        else:
-            state.last_arrival_s = arrival_s = max(state.last_arrival_s, arrival_s)
+        state.last_arrival_s = arrival_s
         return arrival_s

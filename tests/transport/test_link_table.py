@@ -321,3 +321,14 @@ async def test_links_change_while_another_thread_uses_their_tables():
             a.connect(B, b.endpoints)
             await until(lambda: open_in(a, B))
             stop.append(True)
+
+
+def test_order_holds_to_the_last_bit_between_clocks_that_differ():
+    shape = LinkShape(rtt_s=0.01, rate_bytes_per_s=1e9, jitter_s=0.05)
+    for seed in range(50):
+        chance = random.Random(seed)
+        queues = {lane: ParcelQueue(QueueLimit(1000, 1 << 40)) for lane in Lane}
+        table = LinkTable(chance.uniform(-1e6, 1e6))
+        model = LinkModel(shape, queues, random.Random(seed), 0.0, table)
+        arrivals = [model.pass_alone(Lane.DATA, 100, 0.0001 * number) for number in range(50)]
+        assert arrivals == sorted(arrivals)
