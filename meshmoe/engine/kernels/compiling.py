@@ -8,9 +8,9 @@ Nothing here may use ``fastmath``: it lets the compiler reorder sums, and differ
 inlined into. Sums are ordered by hand instead (see `dots`), which makes a kernel's bits the same wherever it is
 called from, for any number of rows beside a row, and on any CPU.
 
-Compiling takes most of a machine's first start. An integer literal among a call's arguments makes a version of the
-callee of its own, and so of all that it passes it on to: write ``int64(0)`` where none is wanted. And of several
-nodes of one box, one compiles: see `once_a_machine`.
+Compiling takes most of a machine's first start. For an integer literal among a call's arguments numba would make a
+version of the callee of its own, and so of all that passes it on: here it does not. What is long and called in many
+places is compiled once (see `linking`), and of several nodes of one box, one compiles: see `once_a_machine`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numba
+from numba.types import unliteral
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SOURCES = ("kernels", "lean", "rounds")
 
-WAIT_S_MAX = 120.0
-"""For another process that compiles; it may have been stopped in the middle."""
+WAIT_S_MAX = 600.0
+"""For another process that compiles; it may have been stopped in the middle. If it dies, its lock is free at once."""
 
 LOOK_S = 0.1
 
@@ -51,7 +52,14 @@ def cache_directory() -> Path:
 
 def jit(function: Function) -> Function:
     """Compile a function at its first call, once a signature and machine; it runs without the interpreter lock."""
-    return cast(Function, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    template = compiled.get_call_template
+
+    def without_literals(arguments: Iterable[Any], named: Mapping[str, Any]) -> Any:
+        return template(tuple(map(unliteral, arguments)), {name: unliteral(type_) for name, type_ in named.items()})
+
+    compiled.get_call_template = without_literals
+    return cast(Function, compiled)
 
 
 @contextmanager

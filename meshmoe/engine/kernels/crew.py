@@ -25,7 +25,8 @@ import numpy as np
 from meshmoe.engine.kernels import atomics
 from meshmoe.engine.kernels.arithmetic import linear_part
 from meshmoe.engine.kernels.compiling import jit
-from meshmoe.engine.kernels.primitives import Tag, address_at, int64, kind_of, out_of_line
+from meshmoe.engine.kernels.linking import linked
+from meshmoe.engine.kernels.primitives import Tag, address_at, int64, kind_of
 
 SHARED_MIN = 1 << 16
 """Multiplications of a product from which on it is offered: about 5 us."""
@@ -70,10 +71,13 @@ def linear(tag: Tag, desk: int, w: int, bias: int, x: int, y: int, rows: int, n:
         n: Width of the result.
         k: Width of the input.
     """
-    out_of_line()
+    _linear(tag, desk, w, bias, x, y, rows, n, k)
+
+
+def _linear_itself(tag: Tag, desk: int, w: int, bias: int, x: int, y: int, rows: int, n: int, k: int) -> int:
     if desk == 0 or rows * n * k < SHARED_MIN or address_at(desk, _KIND) != kind_of(tag):
         linear_part(tag, w, bias, x, y, rows, n, k, int64(0), n)
-        return
+        return 0
     most = min(_PIECES_A_THREAD * address_at(desk, _THREADS), rows * n * k // _PIECE_MIN)
     width = max(1, (n + most * _COLUMNS - 1) // (most * _COLUMNS)) * _COLUMNS
     pieces = (n + width - 1) // width
@@ -97,6 +101,10 @@ def linear(tag: Tag, desk: int, w: int, bias: int, x: int, y: int, rows: int, n:
         looks += 1
         if looks % _LOOKS_A_YIELD == 0:
             atomics.yield_core()
+    return 0
+
+
+_linear = linked(_linear_itself)
 
 
 @jit

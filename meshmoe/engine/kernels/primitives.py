@@ -159,9 +159,13 @@ def _size_of(_context: Any, tag: Any) -> Any:
     return types.int64(tag), lambda _c, _builder, _s, _arguments: constant(stored(tag)[1])
 
 
+def kind(tag: Any) -> int:
+    """A number for the type of a tag, from 1 on."""
+    return 1 if tag == types.uint16 else 2 if tag == types.int16 else 3
+
+
 def _kind_of(_context: Any, tag: Any) -> Any:
-    kind = 1 if tag == types.uint16 else 2 if tag == types.int16 else 3
-    return types.int64(tag), lambda _c, _builder, _s, _arguments: constant(kind)
+    return types.int64(tag), lambda _c, _builder, _s, _arguments: constant(kind(tag))
 
 
 def _two_to(_context: Any, exponent: Any) -> Any:

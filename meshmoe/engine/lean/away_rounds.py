@@ -145,7 +145,7 @@ class AwayRounds:
         self._job.leave_lane(waited_s)
         self.goes_on = True
         if found == DONE:
-            end(self._office.post, self.own, self.requests, self.tally)
+            end(self._office.post.whole, self.own, self.requests, self.tally)
             return waited_s, True
         self.goes_on = found != LATE and alone
         return waited_s, False

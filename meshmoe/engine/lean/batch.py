@@ -271,7 +271,7 @@ class LeanBatch:
             len(plan.layers),
             joining,
             self._job.limit.address,
-            self._engine.office.post,
+            self._engine.office.post.whole,
             self._rounds.own,
             self._rounds.requests,
             self._rounds.tally,

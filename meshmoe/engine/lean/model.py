@@ -75,7 +75,7 @@ class LeanModel:
     def _call_all(self) -> None:
         plan, none = self.plan, np.zeros((0, len(Token)), np.int64)
         places, layer, one = np.zeros(len(Place), np.int64), np.zeros(len(Layer), np.int64), np.zeros(1, np.int64)
-        table, post = np.zeros((1, 1, 2), np.int64), make_post(1, 1)
+        table, post = np.zeros((1, 1, 2), np.int64), make_post(1, 1).whole
         run(
             *(plan.tag, plan.shape, plan.numbers, plan.layers, places, table, none, table[0], table, one),
             *(0, 0, False, 0, post, -1, one, table[0]),

@@ -47,31 +47,40 @@ from meshmoe.wire.tensors import code_of
 _HEADER_BYTES_MAX = 64
 
 
+_WHOLE = np.dtype(
+    [
+        ("numbers", np.int64, (len(Office),)),
+        ("peers", np.int64, (PEERS_MAX, len(Peer))),
+        ("costs", np.float64, (PEERS_MAX, len(Cost))),
+        ("senders", np.int64, (SENDERS_MAX, len(Sender))),
+        ("rounds", np.int64, (ROUNDS_MAX, len(Round))),
+        ("groups", np.int64, (ROUNDS_MAX, GROUPS_MAX, len(Group))),
+        ("pairs", np.int64, (ROUNDS_MAX, PAIRS_MAX, len(Pair))),
+        ("kept", np.int64, (KEPT_MAX, len(Kept))),
+        ("log", np.int64, (LOG_MAX, len(Entry))),
+        ("asked", np.int64, (4 * LITTLE_ROWS_MAX,)),
+        ("wanted", np.int64, (PAIRS_MAX, 4)),
+        ("loads", np.int64, (2, PEERS_MAX)),
+        ("positions", np.int64, (ROWS_MAX,)),
+        ("scratch", np.int64, (SCRATCH_NUMBERS,)),
+        ("names", np.uint8, (SENDERS_MAX, NAME_BYTES_MAX)),
+        ("keys", np.uint8, (SENDERS_MAX, KEY_BYTES_MAX)),
+    ],
+    align=True,
+)
+
+
 def make_post(layers: int, experts: int) -> Post:
     """Tables for a model of so many MoE layers, each of so many experts; nothing stands in them."""
-    numbers = np.zeros(len(Office), np.int64)
+    records = np.zeros(1, _WHOLE)
+    tables = {name: records[name][0] for name in _WHOLE.fields or ()}
+    owners, limits = np.zeros((layers, experts), np.int64), np.zeros((layers, len(Limit)), np.int64)
+    numbers = tables["numbers"]
     numbers[Office.EMPTY] = 1
     numbers[Office.DESCRIPTOR] = numbers[Office.WAKE] = -1
-    return Post(
-        numbers=numbers,
-        peers=np.zeros((PEERS_MAX, len(Peer)), np.int64),
-        costs=np.zeros((PEERS_MAX, len(Cost)), np.float64),
-        owners=np.zeros((layers, experts), np.int64),
-        senders=np.zeros((SENDERS_MAX, len(Sender)), np.int64),
-        names=np.zeros((SENDERS_MAX, NAME_BYTES_MAX), np.uint8),
-        keys=np.zeros((SENDERS_MAX, KEY_BYTES_MAX), np.uint8),
-        rounds=np.zeros((ROUNDS_MAX, len(Round)), np.int64),
-        groups=np.zeros((ROUNDS_MAX, GROUPS_MAX, len(Group)), np.int64),
-        pairs=np.zeros((ROUNDS_MAX, PAIRS_MAX, len(Pair)), np.int64),
-        kept=np.zeros((KEPT_MAX, len(Kept)), np.int64),
-        log=np.zeros((LOG_MAX, len(Entry)), np.int64),
-        limits=np.zeros((layers, len(Limit)), np.int64),
-        asked=np.zeros(4 * LITTLE_ROWS_MAX, np.int64),
-        wanted=np.zeros((PAIRS_MAX, 4), np.int64),
-        loads=np.zeros((2, PEERS_MAX), np.int64),
-        positions=np.zeros(ROWS_MAX, np.int64),
-        scratch=np.zeros(SCRATCH_NUMBERS, np.int64),
-    )
+    numbers[Office.OWNERS], numbers[Office.LIMITS] = owners.ctypes.data, limits.ctypes.data
+    numbers[Office.LAYERS], numbers[Office.EXPERTS] = layers, experts
+    return Post(owners=owners, limits=limits, whole=records[0], **tables)
 
 
 class PostOffice:
@@ -151,7 +160,7 @@ class PostOffice:
 
     def attend(self, experts: Ints, limit: int, until_ns: int) -> int:
         """See `attending.attend`; waits for no round."""
-        return attend(self._plan.tag, desk_here(), self.post, experts, limit, -1, until_ns)
+        return attend(self._plan.tag, desk_here(), self.post.whole, experts, limit, -1, until_ns)
 
     def take_in(self, peer: int, reply: bytes, slip_bytes: int) -> bool:
         """See `answers.take_in`.
@@ -162,8 +171,8 @@ class PostOffice:
             slip_bytes: Of the slip.
         """
         at = ctypes.addressof(buffer := ctypes.create_string_buffer(reply, len(reply)))
-        return take_in(self._plan.tag, self.post, peer, at, slip_bytes, len(buffer) - slip_bytes)
+        return take_in(self._plan.tag, self.post.whole, peer, at, slip_bytes, len(buffer) - slip_bytes)
 
     def wait(self, experts: Ints, limit: int, at: int, patience_ns: int) -> int:
         """See `attending.wait`."""
-        return wait(self._plan.tag, desk_here(), self.post, experts, limit, at, patience_ns)
+        return wait(self._plan.tag, desk_here(), self.post.whole, experts, limit, at, patience_ns)

@@ -7,7 +7,7 @@ the general way with nothing done, which knows what to tell a peer.
 from __future__ import annotations
 
 from meshmoe.engine.kernels.compiling import jit
-from meshmoe.engine.kernels.primitives import Tag, int64, size_of
+from meshmoe.engine.kernels.primitives import Tag, address_at, int64, size_of
 from meshmoe.engine.lean.attention import Ints
 from meshmoe.engine.lean.little import serve_rows
 from meshmoe.engine.rounds.asking import PREFIX_BYTES
@@ -16,6 +16,7 @@ from meshmoe.engine.rounds.sending import send
 from meshmoe.engine.rounds.tables import Limit, Office, Peer, Post
 from meshmoe.wire.slips import CALL_NUMBERS, REPLY_NUMBERS
 
+_LIMIT_BYTES = 8 * len(Limit)
 _SOON_NS = 5_000_000
 
 
@@ -44,10 +45,11 @@ def serve(tag: Tag, desk: int, post: Post, experts: Ints, peer: int, slip: int, 
         return False
     number, layer, dtype = int32_at(slip), int32_at(slip + 4), int32_at(slip + 12)
     rows, columns, wanted = int32_at(slip + 16), int32_at(slip + 20), int32_at(slip + 24)
-    if number < 0 or dtype != numbers[Office.DTYPE] or columns != hidden or not 0 <= layer < len(post.limits):
+    if number < 0 or dtype != numbers[Office.DTYPE] or columns != hidden or not 0 <= layer < numbers[Office.LAYERS]:
         return False
-    limits = post.limits[layer]
-    if not (0 < rows <= limits[Limit.ROWS] and 0 < wanted <= limits[Limit.EXPERTS]) or rest != rows * row_bytes:
+    limits = numbers[Office.LIMITS] + _LIMIT_BYTES * layer
+    rows_max, experts_max = address_at(limits, Limit.ROWS), address_at(limits, Limit.EXPERTS)
+    if not (0 < rows <= rows_max and 0 < wanted <= experts_max) or rest != rows * row_bytes:
         return False
     at, end, outputs = CALL_NUMBERS, 0, 0
     for _ in range(wanted):
@@ -59,7 +61,7 @@ def serve(tag: Tag, desk: int, post: Post, experts: Ints, peer: int, slip: int, 
             return False
         computed = some if some > 0 else rows
         outputs += computed
-        if outputs > limits[Limit.ROWS] or end + 2 + computed > len(asked):
+        if outputs > rows_max or end + 2 + computed > len(asked):
             return False
         asked[end], asked[end + 1] = expert, computed
         for m in range(computed):
@@ -70,7 +72,7 @@ def serve(tag: Tag, desk: int, post: Post, experts: Ints, peer: int, slip: int, 
     size_bytes = PREFIX_BYTES + header_bytes + 4 * REPLY_NUMBERS + outputs * row_bytes
     if at != count or size_bytes > numbers[Office.OUT_BYTES]:
         return False
-    x, y, width = numbers[Office.X], numbers[Office.Y], limits[Limit.WIDTH]
+    x, y, width = numbers[Office.X], numbers[Office.Y], address_at(limits, Limit.WIDTH)
     copy(x, slip + slip_bytes, rest)  # to where it is aligned
     done = serve_rows(tag, desk, experts[layer], asked[:end], rows, x, y, numbers[Office.SCRATCH], hidden, width)
     if done != outputs:

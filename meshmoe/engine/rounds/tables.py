@@ -8,7 +8,7 @@ so there is no lock but those of the outgoing connections (`meshmoe.transport.na
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,11 @@ class Office(IntEnum):
     """For how long steps have had nothing to do but wait for their rounds, ever."""
     DUE_NS = 48
     """When the interpreter has to come back to what it keeps on emulated links; 0 for never."""
+    OWNERS = 49
+    """Addresses of `Post.owners` and `Post.limits`, and how many layers and experts a layer they have."""
+    LIMITS = 50
+    LAYERS = 51
+    EXPERTS = 52
     LEFT = 46
     """Whether a message for others stands in ``MESSAGES``: how `attending.attend` calls its kind."""
 
@@ -237,7 +242,12 @@ class Tally(IntEnum):
 
 
 class Post(NamedTuple):
-    """All tables, as compiled code gets them."""
+    """All tables.
+
+    Compiled code gets them in one piece, as ``whole``: what is said of ``post`` there is true of that. Seventeen arrays
+    as arguments of every function took the compiler a fifth of all its time. ``owners`` and ``limits``, whose size
+    depends on the model, stand in ``whole.numbers`` as addresses.
+    """
 
     numbers: Ints
     """See `Office`."""
@@ -275,3 +285,5 @@ class Post(NamedTuple):
     """``[rows]``, to work with."""
     scratch: Ints
     """To work with: what ``ppoll`` and the clock want."""
+    whole: Any
+    """A NumPy record, with all of the above but ``owners`` and ``limits``."""

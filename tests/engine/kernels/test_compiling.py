@@ -49,6 +49,24 @@ def test_one_of_several_compiles_and_the_second_start_compiles_nothing(tmp_path)
     assert run(tmp_path, 1) == ([1], directory)
 
 
+def test_a_literal_argument_makes_no_version_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling.numba.config, "CACHE_DIR", str(tmp_path))
+
+    @compiling.jit
+    def callee(a, b):
+        return a + b
+
+    @compiling.jit
+    def caller(a):
+        begun = 0
+        for i in range(a):
+            begun = callee(begun, i) + callee(1, i)
+        return begun
+
+    assert caller(3) == 9
+    assert [str(signature) for signature in callee.signatures] == ["(int64, int64)"]
+
+
 def test_one_that_was_stopped_while_it_compiles_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling.numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(compiling, "WAIT_S_MAX", 0.3)
