@@ -40,9 +40,10 @@ from meshmoe.engine.remote import LayerCall
 from meshmoe.node.expert_client import ExpertClient, MeshKnowledge
 from meshmoe.node.expert_server import ExpertServer
 from meshmoe.node.express_client import ExpressCall, ExpressClient
-from meshmoe.node.express_rounds import ExpressRounds, RoundsKnowledge
+from meshmoe.node.express_rounds import ExpressRounds
 from meshmoe.node.express_server import CallIn, ExpressServer
 from meshmoe.node.messenger import Messenger
+from meshmoe.node.round_peers import RoundsKnowledge
 from meshmoe.node.vigil import Vigil
 from meshmoe.transport.base import DirectLane, Parcel
 from meshmoe.wire.codec import CODEC, Codec

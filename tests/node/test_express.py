@@ -3,38 +3,21 @@
 import dataclasses
 import math
 import time
-from contextlib import asynccontextmanager
 
 import pytest
 import torch
 import trio
-import trio.testing
 
-from meshmoe.core.endpoints import Lane
 from meshmoe.core.errors import ExpertUnavailableError
-from meshmoe.core.ids import ExpertId, NodeId
-from meshmoe.engine.engine import open_engine
-from meshmoe.engine.model import load_moe_model
-from meshmoe.engine.pool import ExpertPool
-from meshmoe.engine.remote import LayerCall
-from meshmoe.engine.request import GenerationStats
+from meshmoe.core.ids import ExpertId
 from meshmoe.engine.schedule import Priority
-from meshmoe.model.checkpoint import Checkpoint
-from meshmoe.model.loading import load_expert
 from meshmoe.model.tiny import make_tiny_checkpoint
-from meshmoe.node.calls import CallTable
-from meshmoe.node.expert_client import CallPatience, ExpertClient
-from meshmoe.node.expert_server import ExpertServer
-from meshmoe.node.express import Express
-from meshmoe.node.messenger import Messenger
-from meshmoe.node.vigil import Vigil
-from meshmoe.transport.zmq_transport import open_zmq_transport
-from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertReply
+from meshmoe.node.expert_client import CallPatience
+from meshmoe.wire.codec import CODEC
+from meshmoe.wire.messages import CallFailed, ExpertReply
 from meshmoe.wire.tensors import pack_tensor
+from tests.node.express_sides import HOLDER, ROW, SPARE, open_tiny, run_case
 from tests.node.support import GREEDY, open_test_mesh, written, written_alone
-
-ASKER, HOLDER, SPARE = NodeId("asker"), NodeId("holder"), NodeId("spare")
-ROW = torch.ones(1, 64)
 
 
 class Knowledge:
@@ -55,110 +38,21 @@ class Knowledge:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    opened = Checkpoint.open(make_tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("tiny"), dtype=torch.float32))
-    load_moe_model(opened)  # compiles kernels, the first time; tests have deadlines
-    return opened
+    return open_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-class Side:
-    """A node as far as expert calls go."""
+def run(case, checkpoint, holders, answer=None, patience=None):
+    """An asker with no expert; the full holder; and an odd peer that answers a call by a message and a tensor."""
 
-    def __init__(self, engine, client, express):
-        self.engine, self.client, self.express = engine, client, express
-        self.stats = GenerationStats()
+    def frames(decoded):
+        message_and_tensor = answer(decoded.message)
+        if message_and_tensor is None:
+            return None
+        message, tensor = message_and_tensor
+        return CODEC.encode(message, tensor=tensor)
 
-    async def ask(self, experts=(0, 1), rows=ROW, decode=True, take=None):
-        """One layer call from a job, as a forward pass makes it."""
-        call = LayerCall(1, rows, {expert: list(range(len(rows))) for expert in experts}, decode, self.stats, take)
-
-        def job_body(job):
-            job.checkpoint()
-            return job.ask(self.client, call).wait()
-
-        async with trio.open_nursery() as nursery:
-            try:
-                return await self.engine.compute.run(Priority.DECODE, job_body, nursery=nursery)
-            except ExpertUnavailableError as error:
-                failure = error  # past the nursery, which would put it into a group
-        raise failure
-
-
-@asynccontextmanager
-async def open_side(name, checkpoint, transport, knowledge, *, full, patience=None):
-    model, pool = load_moe_model(checkpoint), ExpertPool(1 << 40)
-    for expert in model.experts if full else ():
-        pool.add(expert, load_expert(checkpoint, expert, model.dtype))
-    messenger = Messenger(transport)
-    client = ExpertClient(messenger, CallTable(), knowledge, patience)
-    client.resident = pool.__contains__
-    server = ExpertServer(messenger, knowledge, name)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(messenger.run)
-        nursery.start_soon(server.run)
-        async with open_engine(model, pool, client) as engine:
-            await trio.testing.wait_all_tasks_blocked()
-            server.engine = engine
-            await messenger.stop_receiving(Lane.DATA)
-            express = Express(transport.open_direct(Lane.DATA), engine, knowledge, client, server, messenger, Vigil())
-            engine.compute.attach(express)
-            yield Side(engine, client, express)
-        nursery.cancel_scope.cancel()
-
-
-class Odd:
-    """A peer whose answer to a call is what the test says."""
-
-    def __init__(self, transport, answer):
-        self.calls, self.cancelled = [], trio.Event()
-        self._messenger, self._answer = Messenger(transport), answer
-        self._messenger.on(ExpertCall, self._called)
-        self._messenger.on(CallCancel, lambda parcel, decoded: self.cancelled.set())
-
-    async def run(self):
-        await self._messenger.run()
-
-    def _called(self, parcel, decoded):
-        self.calls.append(decoded.message)
-        answer = self._answer(decoded.message)
-        if answer is not None:
-            message, tensor = answer
-            self._messenger.post(parcel.sender, Lane.DATA, message, tensor=tensor)
-
-
-@asynccontextmanager
-async def open_case(checkpoint, holders, answer=None, patience=None):
-    """An asker; the full holder; and, where `answer` is given, an odd peer named SPARE."""
-    async with (
-        open_zmq_transport(ASKER, 1) as a,
-        open_zmq_transport(HOLDER, 1) as b,
-        open_zmq_transport(SPARE, 1) as c,
-        trio.open_nursery() as nursery,
-    ):
-        for name, transport in ((HOLDER, b), (SPARE, c)):
-            a.connect(name, transport.endpoints)
-            transport.connect(ASKER, a.endpoints)
-        odd = Odd(c, answer)
-        nursery.start_soon(odd.run)
-        knowledge = Knowledge(*holders)
-        async with (
-            open_side(ASKER, checkpoint, a, knowledge, full=False, patience=patience) as asker,
-            open_side(HOLDER, checkpoint, b, knowledge, full=True) as holder,
-        ):
-            while not (a.connected(HOLDER, Lane.DATA) and b.connected(ASKER, Lane.DATA)):
-                await trio.sleep(0.01)
-            while not (a.connected(SPARE, Lane.DATA) and c.connected(ASKER, Lane.DATA)):
-                await trio.sleep(0.01)
-            yield asker, holder, odd
-        nursery.cancel_scope.cancel()
-
-
-def run(case, *args, **options):
-    async def main():
-        with trio.fail_after(60):
-            async with open_case(*args, **options) as (asker, holder, odd):
-                await case(asker, holder, odd)
-
-    trio.run(main)
+    knowledge = Knowledge(*holders)
+    run_case(case, checkpoint, knowledge, knowledge, asker_holds=lambda expert: False, answer=frames, patience=patience)
 
 
 async def right(side, experts=(0, 1), rows=ROW):

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import struct
-from contextlib import asynccontextmanager
 
 import pytest
 import torch
 import trio
-import trio.testing
 
 from meshmoe.core.endpoints import Lane
 from meshmoe.core.ids import ExpertId, NodeId
 from meshmoe.core.links import LinkShape
-from meshmoe.engine.engine import open_engine
 from meshmoe.engine.model import load_moe_model
-from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.request import FinishEvent, GenerationRequest
 from meshmoe.engine.rounds.tables import Office, Round
-from meshmoe.model.checkpoint import Checkpoint
-from meshmoe.model.loading import load_expert
-from meshmoe.model.tiny import make_tiny_checkpoint
-from meshmoe.node.calls import CallTable
-from meshmoe.node.expert_client import CallPatience, ExpertClient
-from meshmoe.node.expert_server import ExpertServer
-from meshmoe.node.express import Express
-from meshmoe.node.messenger import Messenger
-from meshmoe.node.vigil import Vigil
-from meshmoe.transport.zmq_transport import open_zmq_transport
+from meshmoe.node.expert_client import CallPatience
 from meshmoe.wire.codec import CODEC
-from meshmoe.wire.messages import CallCancel, CallFailed, ExpertCall, ExpertMoved, ExpertReply
+from meshmoe.wire.messages import CallFailed, ExpertMoved, ExpertReply
 from meshmoe.wire.tensors import pack_tensor
+from tests.node.express_sides import ASKER, HOLDER, SPARE, open_tiny, run_case
 from tests.node.support import GREEDY, SEEDED, open_test_mesh, written, written_alone
 
-ASKER, HOLDER, SPARE = NodeId("asker"), NodeId("holder"), NodeId("spare")
 PROMPT = (5, 17, 40, 99)
 
 
@@ -62,9 +49,7 @@ class Knowledge:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    opened = Checkpoint.open(make_tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("tiny"), dtype=torch.float32))
-    load_moe_model(opened)  # compiles kernels, the first time; tests have deadlines
-    return opened
+    return open_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -72,97 +57,18 @@ def alone(checkpoint):
     return trio.run(written_alone, checkpoint.directory, [PROMPT], [GREEDY])[0]
 
 
-class Side:
-    """A node as far as expert calls go."""
-
-    def __init__(self, engine, messenger, express):
-        self.engine, self.messenger, self.express = engine, messenger, express
-
-    @property
-    def counts(self):
-        """With what compiled code has counted."""
-        self.express.rounds.count()
-        return self.express.counts
-
-
-@asynccontextmanager
-async def open_side(name, checkpoint, transport, knowledge, *, full, patience=None):
-    model, pool = load_moe_model(checkpoint), ExpertPool(1 << 40)
-    for expert in model.experts:
-        if full or expert.index % 2:
-            pool.add(expert, load_expert(checkpoint, expert, model.dtype))
-    messenger = Messenger(transport)
-    client = ExpertClient(messenger, CallTable(), knowledge, patience)
-    client.resident = pool.__contains__
-    server = ExpertServer(messenger, knowledge, name)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(messenger.run)
-        nursery.start_soon(server.run)
-        async with open_engine(model, pool, client) as engine:
-            await trio.testing.wait_all_tasks_blocked()
-            server.engine = engine
-            await messenger.stop_receiving(Lane.DATA)
-            express = Express(transport.open_direct(Lane.DATA), engine, knowledge, client, server, messenger, Vigil())
-            engine.compute.attach(express)
-            yield Side(engine, messenger, express)
-        nursery.cancel_scope.cancel()
-
-
-class Odd:
-    """A peer whose answer to a call is what the test says."""
-
-    def __init__(self, transport, answer):
-        self.calls, self.cancelled = [], trio.Event()
-        self._transport, self._messenger, self._answer = transport, Messenger(transport), answer
-        self._messenger.on(ExpertCall, self._called)
-        self._messenger.on(CallCancel, lambda parcel, decoded: self.cancelled.set())
-
-    async def run(self):
-        await self._messenger.run()
-
-    def _called(self, parcel, decoded):
-        self.calls.append(decoded.message)
-        frames = self._answer(decoded)
-        if frames is not None:
-            self._transport.post(parcel.sender, Lane.DATA, frames)
-
-
-@asynccontextmanager
-async def open_case(checkpoint, holders, answer=None, patience=None):
-    """An asker with every other expert; the full holder; and an odd peer named SPARE."""
+def run(case, checkpoint, holders, answer=None, patience=None):
+    """An asker with every other expert; the full holder; and an odd peer that answers a call by frames."""
     experts = [ExpertId(layer, index) for layer, index in load_moe_model(checkpoint).experts]
-    async with (
-        open_zmq_transport(ASKER, 1) as a,
-        open_zmq_transport(HOLDER, 1) as b,
-        open_zmq_transport(SPARE, 1) as c,
-        trio.open_nursery() as nursery,
-    ):
-        for name, transport in ((HOLDER, b), (SPARE, c)):
-            a.connect(name, transport.endpoints)
-            transport.connect(ASKER, a.endpoints)
-        odd = Odd(c, answer)
-        nursery.start_soon(odd.run)
-        async with (
-            open_side(
-                ASKER, checkpoint, a, Knowledge(ASKER, experts, *holders), full=False, patience=patience
-            ) as asker,
-            open_side(HOLDER, checkpoint, b, Knowledge(HOLDER, experts, ASKER), full=True) as holder,
-        ):
-            while not (a.connected(HOLDER, Lane.DATA) and b.connected(ASKER, Lane.DATA)):
-                await trio.sleep(0.01)
-            while not (a.connected(SPARE, Lane.DATA) and c.connected(ASKER, Lane.DATA)):
-                await trio.sleep(0.01)
-            yield asker, holder, odd
-        nursery.cancel_scope.cancel()
-
-
-def run(case, *args, **options):
-    async def main():
-        with trio.fail_after(60):
-            async with open_case(*args, **options) as (asker, holder, odd):
-                await case(asker, holder, odd)
-
-    trio.run(main)
+    run_case(
+        case,
+        checkpoint,
+        Knowledge(ASKER, experts, *holders),
+        Knowledge(HOLDER, experts, ASKER),
+        asker_holds=lambda expert: expert.index % 2,
+        answer=answer,
+        patience=patience,
+    )
 
 
 def test_a_text_is_written_in_compiled_rounds_and_is_that_of_one_node(checkpoint, alone):
@@ -303,9 +209,9 @@ def test_bytes_of_a_stranger_reach_nobody(checkpoint, alone):
     async def case(asker, holder, odd):
         call = [CODEC.slip_header("call"), struct.pack("<9i", 4, 0, 100, 0, 1, 64, 1, 2**31 - 1, 0), bytes(256)]
         for _ in range(5):
-            odd._transport.post(ASKER, Lane.DATA, call)
-            odd._transport.post(ASKER, Lane.DATA, [b"\x93", b"x", b""])
-            odd._transport.post(ASKER, Lane.DATA, as_a_slip((4, 0, 0, 1, 64), bytes(256)))
+            odd.transport.post(ASKER, Lane.DATA, call)
+            odd.transport.post(ASKER, Lane.DATA, [b"\x93", b"x", b""])
+            odd.transport.post(ASKER, Lane.DATA, as_a_slip((4, 0, 0, 1, 64), bytes(256)))
         assert await written(asker.engine, PROMPT, GREEDY) == alone
         assert asker.messenger.faults["bad_message"] >= 5
 
