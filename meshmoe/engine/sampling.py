@@ -80,6 +80,15 @@ class Sampler:
         self._bias = _indexed(params.logit_bias)
         self._place = 0
         """Tokens chosen so far."""
+        self._plain = (
+            self.greedy
+            and constraint is None
+            and params.logprobs is None
+            and params.repetition_penalty == 1.0
+            and not self._counted
+            and self._bias is None
+        )
+        """Whether the highest logit is all there is to it. Most texts are so, and each of their steps is felt."""
 
     @property
     def greedy(self) -> bool:
@@ -102,6 +111,10 @@ class Sampler:
         """
         params = self._params
         logits = logits.to(torch.float32)
+        if self._plain:
+            choice = Choice(_checked(_highest(logits.numpy(), 1), logits.numpy())[0], None, ())
+            self._place += 1
+            return choice
         token_id = self._winner(logits if self._constraint is None else self._constraint.allow(logits), ())
         self._place += 1
         if self._constraint is not None:
@@ -143,19 +156,22 @@ class Sampler:
             scores = less_of_the_same(scores, self._counts + Counter(ahead), params)
         values = scores.numpy()
         if params.temperature == 0:
-            found = _highest(values, count)
-        else:
-            ids, probs = distribution(scores, params)
-            delays = self._delays(self._place + len(ahead), len(scores))[ids.numpy()]
-            found = [int(ids[place]) for place in _highest(probs.numpy() / delays, count)]
-        if not math.isfinite(values[found[0]]):
-            raise MeshmoeError("the model's logits are not numbers; verify the checkpoint, it may be damaged")
-        return found
+            return _checked(_highest(values, count), values)
+        ids, probs = distribution(scores, params)
+        delays = self._delays(self._place + len(ahead), len(scores))[ids.numpy()]
+        return _checked([int(ids[place]) for place in _highest(probs.numpy() / delays, count)], values)
 
     def _delays(self, place: int, vocabulary: int) -> NDArray[np.float64]:
         """Exponential delays of the race at a place, ``[V]``, above 0; the same in every race there."""
         uniform = np.random.Generator(np.random.Philox(key=self._key, counter=place << 64)).random(vocabulary)
         return -np.log1p(-np.maximum(uniform, _UNIFORM_MIN))
+
+
+def _checked(found: list[int], values: NDArray[np.floating[Any]]) -> list[int]:
+    """The tokens found, if the first one's score is a number."""
+    if not math.isfinite(values[found[0]]):
+        raise MeshmoeError("the model's logits are not numbers; verify the checkpoint, it may be damaged")
+    return found
 
 
 def _highest(values: NDArray[np.floating[Any]], count: int) -> list[int]:

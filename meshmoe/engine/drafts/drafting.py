@@ -16,7 +16,7 @@ Without drafts, 3 and 4 are all there is: an ordinary decode step of the batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -24,11 +24,11 @@ from torch import Tensor
 from meshmoe.engine.drafts.acceptance import DEPTH_MAX
 from meshmoe.engine.drafts.asked import BOTH, LOOKUPS, PRIORS, Asked, Drafter, DraftPlan
 from meshmoe.engine.drafts.chooser import LengthChooser
-from meshmoe.engine.drafts.confidence import NO_BAR, Confidence, Text
+from meshmoe.engine.drafts.confidence import NO_BAR, Confidence, Guess, Text
 from meshmoe.engine.drafts.growing import Growth
 from meshmoe.engine.drafts.length import Prospect, promise
 from meshmoe.engine.drafts.mode import DraftMode
-from meshmoe.engine.drafts.tree import PENDING
+from meshmoe.engine.drafts.tree import PENDING, Path
 from meshmoe.engine.lean.batch import LeanBatch
 from meshmoe.engine.lean.blocks import NoBlocksError
 from meshmoe.engine.lean.model import ROWS_MAX
@@ -76,6 +76,8 @@ class Drafting:
             PeerError: The mesh answered something else than what was asked.
         """
         plans = self._plan(asked, batch.forks)
+        if not any(plan.length or plan.looked_up for plan in plans):
+            return self._pass_plainly(batch, asked, plans)
         growths = [
             Growth(one, plan, self._confidence[one.sampler.greedy]) for one, plan in zip(asked, plans, strict=True)
         ]
@@ -88,7 +90,19 @@ class Drafting:
         for one, plan, growth, found in zip(asked, plans, growths, chosen, strict=True):
             _tell(one, plan, growth, len(found) - 1)
             if plan.seen is not None or growth.guesses:
-                batch.later.postpone(partial(self._learn, one, plan, growth, [choice.token_id for choice in found]))
+                written = [choice.token_id for choice in found]
+                batch.later.postpone(partial(self._learn, one, plan, growth.guesses, written))
+        return chosen
+
+    def _pass_plainly(self, batch: LeanBatch, asked: Sequence[Asked], plans: Sequence[DraftPlan]) -> list[list[Choice]]:
+        """A pass with no drafts at all."""
+        began = batch.clock()
+        logits = batch.forward([Row(one.sequence, one.ids[-1], one.stats) for one in asked])
+        chosen = [[one.sampler.choose(row)] for one, row in zip(asked, logits, strict=True)]
+        self._passed(batch, list(range(len(asked))), began)
+        for one, plan, (choice,) in zip(asked, plans, chosen, strict=True):
+            if plan.seen is not None:
+                batch.later.postpone(partial(self._learn, one, plan, {}, [choice.token_id]))
         return chosen
 
     def _check(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> list[list[Choice]]:
@@ -111,11 +125,15 @@ class Drafting:
             chosen.append(found)
             used += [begin + row for row in rows]
             begin += count
+        self._passed(batch, used, began, begin)
+        return chosen
+
+    def _passed(self, batch: LeanBatch, used: list[int], began: float, rows: int | None = None) -> None:
+        """Learn from a pass over so many rows, or as many as were of use."""
         took_s, waited_s = batch.clock() - began, batch.waited_s
         batch.later.catch_up()  # with what there was no wait for
-        batch.later.postpone(partial(self._chooser.note_pass, begin, took_s, waited_s))
+        batch.later.postpone(partial(self._chooser.note_pass, rows or len(used), took_s, waited_s))
         batch.note_demand(used, decode=True)  # drafts that were wrong are no demand: experts would move for them
-        return chosen
 
     def _read(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> Tensor:
         pairs = zip(asked, growths, strict=True)
@@ -218,7 +236,9 @@ class Drafting:
         for growth, nodes in zip(growths, ranked, strict=True):
             growth.keep(nodes)
 
-    def _learn(self, one: Asked, plan: DraftPlan, growth: Growth, written: Sequence[int]) -> None:
+    def _learn(
+        self, one: Asked, plan: DraftPlan, guesses_behind: Mapping[Path, Sequence[Guess]], written: Sequence[int]
+    ) -> None:
         """Learn from what was written: of drafts that were checked, and of those that only might have been."""
         if plan.seen is not None:
             drafter, tokens = plan.seen
@@ -231,7 +251,7 @@ class Drafting:
         either: list[bool] = []
         node = PENDING
         for token in written:
-            guesses = growth.guesses.get(node)
+            guesses = guesses_behind.get(node)
             if guesses is None:
                 break
             for guess in guesses:

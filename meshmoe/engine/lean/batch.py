@@ -49,15 +49,15 @@ from meshmoe.engine.lean.little import LittleCalls
 from meshmoe.engine.lean.model import ROWS_MAX, LeanModel, Workspace
 from meshmoe.engine.lean.resident import ResidentSnapshot, ResidentTable
 from meshmoe.engine.lean.row import Row
-from meshmoe.engine.lean.step import compute_resident, embed, finish, run
-from meshmoe.engine.lean.tables import Layer, Number, Place, Shape
+from meshmoe.engine.lean.step import compute_resident, finish, run
+from meshmoe.engine.lean.tables import End, Layer, Number, Place
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import GenerationStats
 from meshmoe.engine.rounds.post import PostOffice
 
 _HEAD_BLOCK_BYTES = 8 << 20
-"""Of the logits' weights, computed between two looks."""
+"""Of the logits' weights, computed between two looks. What is no larger is computed by the step itself."""
 
 
 class LeanEngine:
@@ -126,6 +126,8 @@ class LeanBatch:
         self._model = engine.model
         self._job = job
         self._work = Workspace(engine.model.plan)
+        head = engine.model.plan.head
+        self._small_head = head.numel() * head.element_size() <= _HEAD_BLOCK_BYTES
         counts = engine.counts
         self._counters = np.array(
             [[layer.ctypes.data for layer in kind] for kind in (counts.decode, counts.prefill)], np.int64
@@ -173,8 +175,11 @@ class LeanBatch:
         assert 0 < len(rows) <= ROWS_MAX
         self._rounds.begin(rows)
         self._rows, self._calls_away, self.waited_s, self.computed_s = rows, [], 0.0, 0.0
-        layers = len(self._model.plan.layers)
+        layers, vocabulary = len(self._model.plan.layers), len(self._model.plan.head)
         lengths = self._enter(rows)
+        # Torch would give the interpreter away here, to a thread that can work while layers are computed as well.
+        logits = np.empty((sum([row.logits for row in rows]), vocabulary), np.float32)
+        logits_at = logits.ctypes.data if self._small_head else 0
         at, joining, crew = 0, False, crew_here()
         self._looked = False
         while at < layers:
@@ -185,7 +190,7 @@ class LeanBatch:
             began = perf_counter()
             self._rounds.enter()
             try:
-                at = self._run(snapshot, at, joining)
+                at = self._run(snapshot, at, joining, logits_at)
             finally:
                 waited_s = self._rounds.leave()
             self.waited_s += waited_s
@@ -198,7 +203,9 @@ class LeanBatch:
         for sequence, length in lengths.items():
             sequence.length = length
         self._count(rows)
-        return self._logits(rows)
+        if not self._small_head:
+            self._fill_logits(logits)
+        return torch.from_numpy(logits)
 
     def close(self) -> None:
         """Nothing more will be computed."""
@@ -223,8 +230,7 @@ class LeanBatch:
         self._job.limit.begin(bounded=crew_here() is not None)
 
     def _enter(self, rows: Rows[Row]) -> dict[Sequence, int]:
-        """Have room for the rows, describe them to the compiled step and embed them; returns the lengths to come."""
-        plan, work, table = self._model.plan, self._work, self._work.rows
+        """Have room for the rows, and describe them to the compiled step; returns the lengths to come."""
         lengths: dict[Sequence, int] = {}
         positions: list[int] = []
         for row in rows:
@@ -242,11 +248,9 @@ class LeanBatch:
             cos, sin = self._model.rotation(at, row.sequence.long)
             kind = -1 if row.local else 0 if row.decode else 1
             others = self._others(row) if row.also else 0
-            described.append((row.sequence.table_at, at, cos, sin, kind, row.local, others))
-        table[: len(rows)] = described
-        work.fit(len(rows), max(lengths.values()))
-        tokens = np.array([row.token for row in rows], np.int64)
-        embed(plan.tag, plan.embedding.data_ptr(), tokens, int(work.places[Place.X]), int(plan.shape[Shape.HIDDEN]))
+            described.append((row.sequence.table_at, at, cos, sin, kind, row.local, others, row.token, row.logits))
+        self._work.rows[: len(rows)] = described
+        self._work.fit(len(rows), max(lengths.values()))
         return lengths
 
     def _others(self, row: Row) -> int:
@@ -254,7 +258,7 @@ class LeanBatch:
         self._also.append(np.array([len(row.also), *(s.table_at for s in row.also)], np.int64))
         return int(self._also[-1].ctypes.data)
 
-    def _run(self, snapshot: ResidentSnapshot, begin: int, joining: bool) -> int:
+    def _run(self, snapshot: ResidentSnapshot, begin: int, joining: bool, logits_at: int) -> int:
         plan, work = self._model.plan, self._work
         return run(
             plan.tag,
@@ -275,6 +279,8 @@ class LeanBatch:
             self._rounds.own,
             self._rounds.requests,
             self._rounds.tally,
+            plan.ends,
+            logits_at,
         )
 
     def _experts(self, snapshot: ResidentSnapshot, at: int, first: int) -> None:
@@ -386,26 +392,20 @@ class LeanBatch:
         else:
             self._engine.counts.log.add(sets, decode=False)
 
-    def _logits(self, rows: Rows[Row]) -> Tensor:
+    def _fill_logits(self, logits: NDArray[np.float32]) -> None:
+        """Compute logits ``[n, V]`` part by part, with looks in between."""
+        if not len(logits):
+            return
         plan, work = self._model.plan, self._work
-        wanted = np.array([at for at, row in enumerate(rows) if row.logits], np.int64)
         vocabulary, hidden = plan.head.shape
-        logits = torch.empty(len(wanted), vocabulary)
-        if not len(wanted):
-            return logits
-        weight, bias = plan.norm
-        bias_at = 0 if bias is None else bias.data_ptr()
-        finish(plan.tag, plan.shape, weight.data_ptr(), bias_at, plan.numbers[Number.NORM_EPS], work.places, wanted)
+        finish(plan.tag, plan.shape, plan.ends, plan.numbers[Number.NORM_EPS], work.places, work.rows[: work.count])
         x, desk, size = int(work.places[Place.GATHERED]), int(work.places[Place.DESK]), plan.head.element_size()
         block = max(1, _HEAD_BLOCK_BYTES // (hidden * size))
         for begin in range(0, vocabulary, block):
-            count = min(block, vocabulary - begin)
-            part = logits if count == vocabulary else torch.empty(len(wanted), count)
+            part = np.empty((len(logits), min(block, vocabulary - begin)), np.float32)
             if begin:
                 self._look()
-            at = plan.head.data_ptr() + begin * hidden * size
-            head_bias = 0 if plan.head_bias is None else plan.head_bias.data_ptr() + begin * size
-            linear(plan.tag, desk, at, head_bias, x, part.data_ptr(), len(wanted), count, hidden)
-            if part is not logits:
-                logits[:, begin : begin + count] = part
-        return logits
+            at, bias_at = int(plan.ends[End.HEAD]) + begin * hidden * size, int(plan.ends[End.HEAD_BIAS])
+            bias_at += begin * size if bias_at else 0
+            linear(plan.tag, desk, at, bias_at, x, part.ctypes.data, len(logits), part.shape[1], hidden)
+            logits[:, begin : begin + part.shape[1]] = part

@@ -15,7 +15,7 @@ from meshmoe.engine.lean.attention import BLOCK_TOKENS
 from meshmoe.engine.lean.blocks import BlockPool
 from meshmoe.engine.lean.little import serve_rows, spread
 from meshmoe.engine.lean.plan import LeanPlan, make_plan
-from meshmoe.engine.lean.step import compute_resident, embed, finish, run
+from meshmoe.engine.lean.step import compute_resident, finish, run
 from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
 from meshmoe.engine.rounds.answers import end, take_in
 from meshmoe.engine.rounds.attending import attend, wait
@@ -78,16 +78,15 @@ class LeanModel:
         table, post = np.zeros((1, 1, 2), np.int64), make_post(1, 1).whole
         run(
             *(plan.tag, plan.shape, plan.numbers, plan.layers, places, table, none, table[0], table, one),
-            *(0, 0, False, 0, post, -1, one, table[0]),
+            *(0, 0, True, 0, post, -1, one, table[0], plan.ends, 0),
         )
         attend(plan.tag, 0, post, table, 0, -1, 0)
         wait(plan.tag, 0, post, table, 0, 0, 0)
-        take_in(plan.tag, post, -1, 0, 0, 0)
+        take_in(plan.tag, post[0], -1, 0, 0, 0)
         end(post, 0, one, table[0])
         compute_resident(plan.tag, plan.shape, layer, places, table[0], table[0], one, 0, 0, 0)
-        embed(plan.tag, 0, one[:0], 0, 0)
         linear(plan.tag, 0, 0, 0, 0, 0, 1, 0, 0)
-        finish(plan.tag, plan.shape, 0, 0, plan.numbers[Number.NORM_EPS], places, one[:0])
+        finish(plan.tag, plan.shape, plan.ends, plan.numbers[Number.NORM_EPS], places, none)
         expert_call(plan.tag, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         serve_rows(plan.tag, 0, table[0], one[:0], 0, 0, 0, 0, 0, 0)
         spread(plan.tag, one[:0], 0)

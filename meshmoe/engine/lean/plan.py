@@ -17,7 +17,7 @@ from meshmoe.engine.cache import CacheTraits, GrowingLayer, new_cache
 from meshmoe.engine.kernels.choice import UnsupportedModelError, is_plain
 from meshmoe.engine.kernels.primitives import TAGS, Tag
 from meshmoe.engine.lean.attention import Floats, Ints
-from meshmoe.engine.lean.tables import Layer, Norm, Number, QkNorm, Router, Shape
+from meshmoe.engine.lean.tables import End, Layer, Norm, Number, QkNorm, Router, Shape
 from meshmoe.model.experts_modules import ExpertsModule
 
 
@@ -30,6 +30,7 @@ class LeanPlan:
         shape: See `tables`.
         numbers: See `tables`.
         layers: See `tables`.
+        ends: See `tables`.
         embedding: ``[V, H]``.
         head: ``[V, H]``, of the logits.
         head_bias: ``[V]`` or None.
@@ -44,6 +45,7 @@ class LeanPlan:
     shape: Ints
     numbers: Floats
     layers: Ints
+    ends: Ints
     embedding: Tensor
     head: Tensor
     head_bias: Tensor | None
@@ -98,13 +100,19 @@ def make_plan(trunk: Any, experts: tuple[ExpertsModule, ...], traits: CacheTrait
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     _require(kind in _ROTARIES, f"position frequencies of kind {kind}, which change with every token of a text")
     norm_bias = getattr(model.norm, "bias", None)
+    embedding, head = _weight(model.embed_tokens.weight), _weight(trunk.lm_head.weight)
+    ends = np.zeros(len(End), np.int64)
+    ends[End.EMBEDDING], ends[End.HEAD], ends[End.VOCABULARY] = embedding.data_ptr(), head.data_ptr(), head.shape[0]
+    ends[End.HEAD_BIAS], ends[End.NORM] = _address(trunk.lm_head, "bias"), _address(model.norm)
+    ends[End.NORM_BIAS] = _address(model.norm, "bias")
     return LeanPlan(
         tag=TAGS[dtype],
         shape=shape,
         numbers=numbers,
         layers=layers,
-        embedding=_weight(model.embed_tokens.weight),
-        head=_weight(trunk.lm_head.weight),
+        ends=ends,
+        embedding=embedding,
+        head=head,
         head_bias=None if trunk.lm_head.bias is None else _weight(trunk.lm_head.bias),
         norm=(_weight(model.norm.weight), None if norm_bias is None else _weight(norm_bias)),
         rotary=model.rotary_emb,

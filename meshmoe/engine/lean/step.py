@@ -24,13 +24,13 @@ from meshmoe.engine.kernels.primitives import F32_TAG, Tag, increment, int64, re
 from meshmoe.engine.kernels.stopping import due
 from meshmoe.engine.lean.attention import Floats, Ints, attend, normalise, project, remember
 from meshmoe.engine.lean.routers import route
-from meshmoe.engine.lean.tables import Layer, Number, Place, Shape, Token
+from meshmoe.engine.lean.tables import End, Layer, Number, Place, Shape, Token
 from meshmoe.engine.rounds.answers import end as end_round
 from meshmoe.engine.rounds.asking import ask
 from meshmoe.engine.rounds.attending import DONE, NOTHING, look, wait
 from meshmoe.engine.rounds.memory import clock_ns
 from meshmoe.engine.rounds.sending import send_due
-from meshmoe.engine.rounds.tables import Office, Post
+from meshmoe.engine.rounds.tables import Office, Posts
 
 _PATIENCE_NS = 1_000_000_000
 """Of a wait for peers in one piece."""
@@ -52,12 +52,16 @@ def run(
     end: int,
     joining: bool,
     limit: int,
-    post: Post,
+    posts: Posts,
     own: int,
     requests: Ints,
     tally: Ints,
+    ends: Ints,
+    logits: int,
 ) -> int:
     """Compute layers from ``begin`` to before ``end``, or until the slice is over.
+
+    Before the first layer the rows' tokens are embedded.
 
     Args:
         tag: Dtype of the model.
@@ -74,19 +78,24 @@ def run(
         end: Layer to stop before.
         joining: Whether the first layer's experts are all computed and it only has to be joined.
         limit: Of the slice: `SliceLimit.address`, or 0.
-        post: Of the thread.
+        posts: Of the thread.
         own: The batch's round, a row of ``post.rounds``; -1 for none.
         requests: For each row, whose it is: a row of ``tally``.
         tally: See `rounds.tables.Tally`.
+        ends: See `tables`.
+        logits: Address of ``[n, V]`` float32: gets the logits of the rows that want them, behind the last layer of
+            all. 0 where somebody else sees to that.
 
     Returns:
         The layer to go on with, ``end`` if all are computed. Or, negative, one that has been routed, because it lacks
         experts or the slice is over: ``-1 - layer - first * len(layers)``, where `compute_resident` has to go on with
         expert ``first``, which may be one behind the last. Its round may be under way then.
     """
-    desk = places[Place.DESK]
+    desk, post = places[Place.DESK], posts[0]
+    if begin == 0 and not joining:
+        embed(tag, ends[End.EMBEDDING], rows, places[Place.X], shape[Shape.HIDDEN])
     for at in range(begin, end):
-        if at > begin and due(limit) and not look(tag, desk, post, experts, limit):
+        if at > begin and due(limit) and not look(tag, desk, posts, experts, limit):
             return at
         if post.numbers[Office.KEPT] != 0:
             send_due(post, clock_ns(post.scratch.ctypes.data))
@@ -125,14 +134,19 @@ def run(
                     patience_ns = int64(_PATIENCE_NS) if post.numbers[Office.MAY_WAIT] != 0 else int64(0)
                     found = NOTHING
                     while found == NOTHING:
-                        found = wait(tag, desk, post, experts, limit, own, patience_ns)
+                        found = wait(tag, desk, posts, experts, limit, own, patience_ns)
                         if patience_ns == 0:
                             break
                     if found != DONE:
                         return -1 - at - first * len(layers)
-                    end_round(post, own, requests, tally)
+                    end_round(posts, own, requests, tally)
         joining = False
         _join(tag, shape, layer, places, len(rows))
+    if logits != 0:
+        wanted = finish(tag, shape, ends, numbers[Number.NORM_EPS], places, rows)
+        if wanted > 0:
+            x, hidden = places[Place.GATHERED], shape[Shape.HIDDEN]
+            linear(tag, desk, ends[End.HEAD], ends[End.HEAD_BIAS], x, logits, wanted, ends[End.VOCABULARY], hidden)
     return int(end)
 
 
@@ -290,18 +304,21 @@ def _dense(tag: Tag, hidden: int, layer: Ints, places: Ints, rows: int) -> None:
 
 
 @jit
-def finish(tag: Tag, shape: Ints, weight: int, bias: int, eps: np.float32, places: Ints, wanted: Ints) -> None:
-    """The last norm of the rows named in ``wanted``, one after the other to ``GATHERED``."""
-    hidden = shape[Shape.HIDDEN]
-    for m in range(len(wanted)):
-        x, y = places[Place.X] + 4 * wanted[m] * hidden, places[Place.GATHERED] + m * hidden * size_of(tag)
-        normalise(tag, tag, shape[Shape.NORM], weight, bias, eps, x, y, hidden)
+def finish(tag: Tag, shape: Ints, ends: Ints, eps: np.float32, places: Ints, rows: Ints) -> int:
+    """The last norm of the rows whose logits are wanted, one after the other to ``GATHERED``; returns how many."""
+    hidden, count = shape[Shape.HIDDEN], 0
+    for r in range(len(rows)):
+        if rows[r, Token.LOGITS] != 0:
+            x, y = places[Place.X] + 4 * r * hidden, places[Place.GATHERED] + count * hidden * size_of(tag)
+            normalise(tag, tag, shape[Shape.NORM], ends[End.NORM], ends[End.NORM_BIAS], eps, x, y, hidden)
+            count += 1
+    return count
 
 
 @jit
-def embed(tag: Tag, table: int, tokens: Ints, x: int, hidden: int) -> None:
+def embed(tag: Tag, table: int, rows: Ints, x: int, hidden: int) -> None:
     """Rows of the embedding table, ``[R, H]`` float32 to ``x``."""
-    for r in range(len(tokens)):
-        row = table + tokens[r] * hidden * size_of(tag)
+    for r in range(len(rows)):
+        row = table + rows[r, Token.TOKEN] * hidden * size_of(tag)
         for i in range(hidden):
             write(F32_TAG, x, r * hidden + i, read(tag, row, i))

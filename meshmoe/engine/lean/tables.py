@@ -2,8 +2,8 @@
 
 Compiled code takes arrays and integers, not objects, so a model is described to it by tables: ``shape`` (whole numbers
 that hold for all layers), ``numbers`` (float32 constants), ``layers`` (a row a layer: addresses of weights, widths,
-kinds), ``places`` (addresses of a batch's working memory) and ``rows`` (a row a token of the batch). An address of 0
-means that the family has no such tensor.
+kinds), ``ends`` (what stands before and behind the layers), ``places`` (addresses of a batch's working memory) and
+``rows`` (a row a token of the batch). An address of 0 means that the family has no such tensor.
 """
 
 from __future__ import annotations
@@ -108,6 +108,19 @@ class Layer(IntEnum):
     """``[1, H]``: how much of the shared expert is added; 0 for all of it."""
 
 
+class End(IntEnum):
+    """Entries of ``ends``: int64, what a model begins and ends with."""
+
+    EMBEDDING = 0
+    """Address of ``[V, H]``."""
+    HEAD = 1
+    """Address of ``[V, H]``, of the logits."""
+    HEAD_BIAS = 2
+    NORM = 3
+    NORM_BIAS = 4
+    VOCABULARY = 5
+
+
 class Token(IntEnum):
     """Columns of ``rows``: int64, a row a token of the batch."""
 
@@ -123,6 +136,10 @@ class Token(IntEnum):
     """1 where its router may choose among the resident experts only."""
     ALSO = 6
     """Address of a count and so many addresses as of `BLOCKS`, of sequences that read it as well; or 0."""
+    TOKEN = 7
+    """Its id."""
+    LOGITS = 8
+    """Whether its logits are wanted."""
 
 
 class Place(IntEnum):

@@ -15,6 +15,7 @@ from meshmoe.engine.rounds.tables import (
     Pair,
     Peer,
     Post,
+    Posts,
     Round,
     Tally,
 )
@@ -95,15 +96,16 @@ def _answered(post: Post, at: int, g: int, rows: int, size_bytes: int) -> None:
 
 
 @jit
-def end(post: Post, at: int, requests: Ints, tally: Ints) -> None:
+def end(posts: Posts, at: int, requests: Ints, tally: Ints) -> None:
     """A round is over, and all of it has been answered: count it up for the requests concerned.
 
     Args:
-        post: The tables.
+        posts: The tables.
         at: The round.
         requests: For each row of the batch, whose it is: a row of ``tally``.
         tally: See `Tally`.
     """
+    post = posts[0]
     round_ = post.rounds[at]
     pairs = round_[Round.PAIRS]
     for i in range(pairs):

@@ -39,6 +39,7 @@ from meshmoe.engine.rounds.tables import (
     Office,
     Peer,
     Post,
+    Posts,
     Round,
     Sender,
 )
@@ -66,13 +67,13 @@ SCRATCH_NUMBERS = 6 + 16
 
 
 @jit
-def attend(tag: Tag, desk: int, post: Post, experts: Ints, limit: int, at: int, until_ns: int) -> int:
+def attend(tag: Tag, desk: int, posts: Posts, experts: Ints, limit: int, at: int, until_ns: int) -> int:
     """Attend to the lane.
 
     Args:
         tag: Dtype of the model.
         desk: See `kernels.crew.linear`.
-        post: The tables.
+        posts: The tables.
         experts: ``[MoE layers, experts, 2]``: addresses of what is resident.
         limit: Of the slice, see `kernels.limit`.
         at: The round that is waited for; -1 for none.
@@ -81,6 +82,7 @@ def attend(tag: Tag, desk: int, post: Post, experts: Ints, limit: int, at: int, 
     Returns:
         One of the numbers above.
     """
+    post = posts[0]
     numbers, room = post.numbers, post.scratch.ctypes.data
     finished = numbers[Office.FINISHED]
     while True:
@@ -245,7 +247,7 @@ def _sender(post: Post, name: int, body: int) -> int:
 
 
 @jit
-def wait(tag: Tag, desk: int, post: Post, experts: Ints, limit: int, at: int, patience_ns: int) -> int:
+def wait(tag: Tag, desk: int, posts: Posts, experts: Ints, limit: int, at: int, patience_ns: int) -> int:
     """Wait for a round, and count for how long; for the parameters see `attend`.
 
     Args:
@@ -254,8 +256,9 @@ def wait(tag: Tag, desk: int, post: Post, experts: Ints, limit: int, at: int, pa
     Returns:
         As `attend`; `DONE` only if all of the round was answered, else `LATE`.
     """
+    post = posts[0]
     began_ns = clock_ns(post.scratch.ctypes.data)
-    found = attend(tag, desk, post, experts, limit, at, began_ns + patience_ns if patience_ns else int64(0))
+    found = attend(tag, desk, posts, experts, limit, at, began_ns + patience_ns if patience_ns else int64(0))
     now_ns = clock_ns(post.scratch.ctypes.data)
     post.rounds[at, Round.WAITED_NS] += now_ns - began_ns
     post.numbers[Office.WAITED_NS] += now_ns - began_ns
@@ -265,11 +268,12 @@ def wait(tag: Tag, desk: int, post: Post, experts: Ints, limit: int, at: int, pa
 
 
 @jit
-def look(tag: Tag, desk: int, post: Post, experts: Ints, limit: int) -> bool:
+def look(tag: Tag, desk: int, posts: Posts, experts: Ints, limit: int) -> bool:
     """What a slice is to end for: look at it here; returns whether there is nothing left that needs the interpreter."""
+    post = posts[0]
     if post.numbers[Office.OPEN] == 0:
         return False
-    if attend(tag, desk, post, experts, limit, int64(-1), int64(0)) != NOTHING or post.numbers[Office.EMPTY] == 0:
+    if attend(tag, desk, posts, experts, limit, int64(-1), int64(0)) != NOTHING or post.numbers[Office.EMPTY] == 0:
         return False
     if address_at(limit, UNTIL_NS) != 0:
         atomics.put(limit, UNTIL_NS, clock_ns(post.scratch.ctypes.data) + SLICE_NS)

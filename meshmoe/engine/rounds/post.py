@@ -80,7 +80,7 @@ def make_post(layers: int, experts: int) -> Post:
     numbers[Office.DESCRIPTOR] = numbers[Office.WAKE] = -1
     numbers[Office.OWNERS], numbers[Office.LIMITS] = owners.ctypes.data, limits.ctypes.data
     numbers[Office.LAYERS], numbers[Office.EXPERTS] = layers, experts
-    return Post(owners=owners, limits=limits, whole=records[0], **tables)
+    return Post(owners=owners, limits=limits, whole=records, **tables)
 
 
 class PostOffice:
@@ -171,7 +171,7 @@ class PostOffice:
             slip_bytes: Of the slip.
         """
         at = ctypes.addressof(buffer := ctypes.create_string_buffer(reply, len(reply)))
-        return take_in(self._plan.tag, self.post.whole, peer, at, slip_bytes, len(buffer) - slip_bytes)
+        return take_in(self._plan.tag, self.post.whole[0], peer, at, slip_bytes, len(buffer) - slip_bytes)
 
     def wait(self, experts: Ints, limit: int, at: int, patience_ns: int) -> int:
         """See `attending.wait`."""

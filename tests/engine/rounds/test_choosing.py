@@ -67,19 +67,19 @@ def test_the_choice_is_that_of_routes(holders, costs, rows, suspected, distruste
             post.owners[0, expert] |= (peer in holders[expert]) << slot
     for at, (expert, count) in enumerate(sorted(rows.items())):
         post.wanted[at] = expert, 0, count, -7
-    assert choose(post.whole, 0, len(rows), ROW_BYTES) == (expected is not None)
+    assert choose(post.whole[0], 0, len(rows), ROW_BYTES) == (expected is not None)
     if expected is None:
         return
     found: dict[NodeId, list[int]] = {}
     for expert, _, _, slot in post.wanted[: len(rows)].tolist():
         found.setdefault(PEERS[slot], []).append(expert)
     assert found == expected.experts
-    assert all(has_spare(post.whole, 0, expert) for expert in rows) == expected.spare
+    assert all(has_spare(post.whole[0], 0, expert) for expert in rows) == expected.spare
 
 
 def test_nobody_holds_it():
     post = make_post(1, EXPERTS)
     post.wanted[0] = 3, 0, 1, -1
-    assert not choose(post.whole, 0, 1, ROW_BYTES)
+    assert not choose(post.whole[0], 0, 1, ROW_BYTES)
     post.numbers[Office.PEERS], post.owners[0, 3] = 1, 1
-    assert choose(post.whole, 0, 1, ROW_BYTES)
+    assert choose(post.whole[0], 0, 1, ROW_BYTES)
