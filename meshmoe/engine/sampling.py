@@ -88,7 +88,7 @@ class Sampler:
             and not self._counted
             and self._bias is None
         )
-        """Whether the highest logit is all there is to it. Most texts are so, and each of their steps is felt."""
+        """Whether the highest logit is all there is to it."""
 
     @property
     def greedy(self) -> bool:
@@ -99,6 +99,13 @@ class Sampler:
     def complete(self) -> bool:
         """Whether the prescribed form allows nothing more."""
         return self._constraint is not None and self._constraint.complete
+
+    def take(self, best: int) -> Choice | None:
+        """Choose the next token, knowing the place of the highest logit; None if that is not enough, or is -1."""
+        if not self._plain or best < 0:
+            return None
+        self._place += 1
+        return Choice(best, None, ())
 
     def choose(self, logits: Tensor) -> Choice:
         """Choose the next token.
@@ -111,10 +118,6 @@ class Sampler:
         """
         params = self._params
         logits = logits.to(torch.float32)
-        if self._plain:
-            choice = Choice(_checked(_highest(logits.numpy(), 1), logits.numpy())[0], None, ())
-            self._place += 1
-            return choice
         token_id = self._winner(logits if self._constraint is None else self._constraint.allow(logits), ())
         self._place += 1
         if self._constraint is not None:

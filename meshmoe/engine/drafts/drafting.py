@@ -98,7 +98,7 @@ class Drafting:
         """A pass with no drafts at all."""
         began = batch.clock()
         logits = batch.forward([Row(one.sequence, one.ids[-1], one.stats) for one in asked])
-        chosen = [[one.sampler.choose(row)] for one, row in zip(asked, logits, strict=True)]
+        chosen = [[_choose(batch, one, logits, at)] for at, one in enumerate(asked)]
         self._passed(batch, list(range(len(asked))), began)
         for one, plan, (choice,) in zip(asked, plans, chosen, strict=True):
             if plan.seen is not None:
@@ -121,9 +121,9 @@ class Drafting:
         begin = 0
         for one, growth in zip(asked, growths, strict=True):
             count = 1 + len(growth.tree.nodes)
-            found, rows = self._accept(one, growth, logits[begin : begin + count])
+            found, rows = self._accept(batch, one, growth, logits, begin)
             chosen.append(found)
-            used += [begin + row for row in rows]
+            used += rows
             begin += count
         self._passed(batch, used, began, begin)
         return chosen
@@ -139,16 +139,18 @@ class Drafting:
         pairs = zip(asked, growths, strict=True)
         return batch.forward([row for one, growth in pairs for row in growth.tree.rows(one.ids[-1], one.stats)])
 
-    def _accept(self, one: Asked, growth: Growth, logits: Tensor) -> tuple[list[Choice], list[int]]:
-        """What the sampler chooses, and after which rows of the request."""
-        rows = {node: row for row, node in enumerate((PENDING, *growth.tree.nodes))}
-        chosen, used, node = [one.sampler.choose(logits[0])], [0], PENDING
+    def _accept(
+        self, batch: LeanBatch, one: Asked, growth: Growth, logits: Tensor, begin: int
+    ) -> tuple[list[Choice], list[int]]:
+        """What the sampler chooses, and after which rows; those of the request stand from ``begin`` on."""
+        rows = {node: row for row, node in enumerate((PENDING, *growth.tree.nodes), begin)}
+        chosen, used, node = [_choose(batch, one, logits, begin)], [begin], PENDING
         while (row := rows.get((*node, chosen[-1].token_id))) is not None:
             if chosen[-1].token_id in one.ends or one.sampler.complete:
                 break
             node = (*node, chosen[-1].token_id)
             used.append(row)
-            chosen.append(one.sampler.choose(logits[row]))
+            chosen.append(_choose(batch, one, logits, row))
         growth.tree.take(node)
         return chosen, used
 
@@ -271,6 +273,11 @@ class Drafting:
             record.note_each(right)
             for depth, chance in enumerate(record.chances()[: len(right)]):
                 node[depth] += NODE_WEIGHT * (chance - node[depth])
+
+
+def _choose(batch: LeanBatch, one: Asked, logits: Tensor, row: int) -> Choice:
+    """The token behind a row of the last forward, all of whose logits were wanted."""
+    return one.sampler.take(batch.best[row] if batch.best else -1) or one.sampler.choose(logits[row])
 
 
 def _tell(one: Asked, plan: DraftPlan, growth: Growth, accepted: int) -> None:

@@ -50,7 +50,7 @@ from meshmoe.engine.lean.model import ROWS_MAX, LeanModel, Workspace
 from meshmoe.engine.lean.resident import ResidentSnapshot, ResidentTable
 from meshmoe.engine.lean.row import Row
 from meshmoe.engine.lean.step import compute_resident, finish, run
-from meshmoe.engine.lean.tables import End, Layer, Number, Place
+from meshmoe.engine.lean.tables import End, Layer, Number, Place, Token
 from meshmoe.engine.pool import ExpertPool
 from meshmoe.engine.remote import RemoteExperts
 from meshmoe.engine.request import GenerationStats
@@ -118,6 +118,8 @@ class LeanBatch:
         later: What is done while forwards wait for peers.
         waited_s: Seconds for which the last forward had nothing to do but wait for peers.
         computed_s: Seconds for which it computed layers itself.
+        best: Of the rows whose logits the last forward returned, the places of the highest ones; -1 where they are not
+            known. Looking for them afterwards takes as long as ten layers of a small model.
         abandoned: Whether `forward` should give up; whoever calls it takes this back first.
     """
 
@@ -135,6 +137,7 @@ class LeanBatch:
         self.clock, self.later = engine.clock, engine.later
         self.waited_s = self.computed_s = 0.0
         self.abandoned = False
+        self.best: Rows[int] = ()
         self._away = AwayExperts(engine.model.plan, self._work, engine.remote, engine.little, job)
         self._rounds = AwayRounds(engine.office, self._away, job, engine.later)
         self._awaited: Call[dict[int, Tensor]] | None = None
@@ -173,7 +176,9 @@ class LeanBatch:
             JobCancelled: The job was cancelled.
         """
         assert 0 < len(rows) <= ROWS_MAX
-        self._rounds.begin(rows)
+        local = all(row.local for row in rows)  # then there is nothing to ask, and nothing that counts
+        if not local:
+            self._rounds.begin(rows)
         self._rows, self._calls_away, self.waited_s, self.computed_s = rows, [], 0.0, 0.0
         layers, vocabulary = len(self._model.plan.layers), len(self._model.plan.head)
         lengths = self._enter(rows)
@@ -202,9 +207,12 @@ class LeanBatch:
             del snapshot  # it would keep what is evicted
         for sequence, length in lengths.items():
             sequence.length = length
-        self._count(rows)
+        if not local:
+            self._count(rows)
         if not self._small_head:
             self._fill_logits(logits)
+        found = self._work.rows[: len(rows), Token.BEST].tolist()
+        self.best = [best for best, row in zip(found, rows, strict=True) if row.logits]
         return torch.from_numpy(logits)
 
     def close(self) -> None:
@@ -248,7 +256,7 @@ class LeanBatch:
             cos, sin = self._model.rotation(at, row.sequence.long)
             kind = -1 if row.local else 0 if row.decode else 1
             others = self._others(row) if row.also else 0
-            described.append((row.sequence.table_at, at, cos, sin, kind, row.local, others, row.token, row.logits))
+            described.append((row.sequence.table_at, at, cos, sin, kind, row.local, others, row.token, row.logits, -1))
         self._work.rows[: len(rows)] = described
         self._work.fit(len(rows), max(lengths.values()))
         return lengths

@@ -147,6 +147,7 @@ def run(
         if wanted > 0:
             x, hidden = places[Place.GATHERED], shape[Shape.HIDDEN]
             linear(tag, desk, ends[End.HEAD], ends[End.HEAD_BIAS], x, logits, wanted, ends[End.VOCABULARY], hidden)
+            _find_best(rows, logits, ends[End.VOCABULARY])
     return int(end)
 
 
@@ -313,6 +314,21 @@ def finish(tag: Tag, shape: Ints, ends: Ints, eps: np.float32, places: Ints, row
             normalise(tag, tag, shape[Shape.NORM], ends[End.NORM], ends[End.NORM_BIAS], eps, x, y, hidden)
             count += 1
     return count
+
+
+@jit
+def _find_best(rows: Ints, logits: int, vocabulary: int) -> None:
+    """Fill in ``Token.BEST``."""
+    for r in range(len(rows)):
+        if rows[r, Token.LOGITS] != 0:
+            best, highest, total = int64(0), read(F32_TAG, logits, 0), np.float32(0)
+            for i in range(vocabulary):
+                value = read(F32_TAG, logits, i)
+                total += value - value  # no number if one of them is none
+                if value > highest:
+                    best, highest = int64(i), value
+            rows[r, Token.BEST] = best if total == np.float32(0) else int64(-1)
+            logits += 4 * vocabulary
 
 
 @jit

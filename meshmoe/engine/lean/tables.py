@@ -140,6 +140,9 @@ class Token(IntEnum):
     """Its id."""
     LOGITS = 8
     """Whether its logits are wanted."""
+    BEST = 9
+    """Gets the place of the highest of its logits, the first of equal ones; -1 where nobody has looked, or where they
+    are no numbers."""
 
 
 class Place(IntEnum):

@@ -215,13 +215,13 @@ def test_a_planted_rule_that_takes_drafts_unseen_is_noticed(plain, monkeypatch):
     """The mutant accepts every second draft without asking the model."""
     params, texts, _ = plain
 
-    def wrong(self, one, growth, logits):
-        chosen, used, last = [one.sampler.choose(logits[0])], [0], PENDING
+    def wrong(self, batch, one, growth, logits, begin):
+        chosen, used, last = [one.sampler.choose(logits[begin])], [begin], PENDING
         for at, node in enumerate(growth.tree.nodes):
             if at % 2 == 0 and chosen[-1].token_id != node[-1]:
                 break
-            chosen.append(one.sampler.choose(logits[at + 1]))
-            used.append(at + 1)
+            chosen.append(one.sampler.choose(logits[begin + at + 1]))
+            used.append(begin + at + 1)
             last = node
         growth.tree.take(last)
         return chosen, used

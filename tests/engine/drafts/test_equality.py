@@ -30,8 +30,8 @@ def test_every_token_is_that_of_a_node_alone(alone, mode):
 def test_a_wrong_draft_taken_for_a_right_one_is_found(alone, monkeypatch):
     accept = Drafting._accept
 
-    def careless(self, one, growth, logits):
-        found, nodes = accept(self, one, growth, logits)
+    def careless(self, batch, one, growth, logits, begin):
+        found, nodes = accept(self, batch, one, growth, logits, begin)
         if growth.tree.nodes and len(found) == 1:
             found = [found[0]._replace(token_id=growth.tree.nodes[0][0])]
         return found, nodes

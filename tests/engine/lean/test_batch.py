@@ -100,6 +100,27 @@ def test_only_the_logits_that_are_wanted(qwen):
     assert bench.read(sequence, IDS[40:42], logits=False).shape[0] == 0
 
 
+def test_the_highest_logit_is_found_first_of_equal_ones_and_not_where_one_is_no_number(qwen):
+    model, pool = qwen
+    bench = Bench(model, pool)
+    sequence = bench.engine.sequence()
+    rows = [Row(sequence, token, bench.stats, logits=at % 3 > 0) for at, token in enumerate(IDS[:40])]
+    logits = bench.batch.forward(rows)
+    assert bench.batch.best == logits.numpy().argmax(axis=1).tolist()
+    head, bits = model.lean.plan.head, model.lean.plan.head.clone()
+    try:
+        with torch.no_grad():
+            head.copy_(bits[:1].expand_as(bits))
+            bench.read(sequence, IDS[40:41])
+            assert bench.batch.best == [0]
+            head[7] = float("nan")
+            bench.read(sequence, IDS[41:43])
+            assert bench.batch.best == [-1, -1]
+    finally:
+        with torch.no_grad():
+            head.copy_(bits)
+
+
 def test_a_sequence_that_is_truncated_goes_on_as_if_nothing_had_been(qwen):
     bench = Bench(*qwen)
     sequence = bench.engine.sequence()
