@@ -42,6 +42,7 @@ STREAM_TIMEOUT_S = 170.0
 NAMES = ("ant", "bee", "cat", "cow", "elk", "fox", "dog")
 ROOM = 2.4
 """What all nodes together have room for, of the model."""
+COPIES_TIMEOUT_S = 60.0
 LAST_HOLDER = "last holder"
 VERIFY = "verify"
 DRAFTS = 4
@@ -126,6 +127,18 @@ async def start(
     await mesh.wait_settled(*shares)
 
 
+async def wait_for_copies(node: LocalNode, victim: str) -> None:
+    """Wait until no expert is the victim's alone: copies follow some seconds after custody has settled, and
+    a death before that is another case, `LAST_HOLDER`."""
+
+    def met(status: dict[str, Any]) -> bool:
+        names = [peer["node"] for peer in status["peers"]]
+        layers = status["coverage"]["holders_by_layer"]
+        return bool(layers) and all([names[at] for at in holders] != [victim] for layer in layers for holders in layer)
+
+    await node.wait_status(met, f"able to do without {victim}", COPIES_TIMEOUT_S)
+
+
 def node_shares(case: str, nodes: int) -> dict[str, str]:
     """Who takes part, and with which capacity; "dog" is the one that something happens to."""
     if case == LAST_HOLDER:
@@ -153,6 +166,8 @@ async def run_case(
             flags = [*node_flags(case, shares, Path(directory)), *flags]
             await start(mesh, {name: share for name, share in shares.items() if case != "join" or name != "dog"}, flags)
             victim = mesh.nodes["dog"] if case != "join" else None
+            if case in ("kill", VERIFY, "stop"):
+                await wait_for_copies(mesh.nodes["ant"], "dog")
             staying = [node for node in mesh.nodes.values() if node is not victim]
 
             async def fault() -> None:
