@@ -99,7 +99,7 @@ class Drafting:
         began = batch.clock()
         logits = batch.forward([Row(one.sequence, one.ids[-1], one.stats) for one in asked])
         chosen = [[_choose(batch, one, logits, at)] for at, one in enumerate(asked)]
-        self._passed(batch, list(range(len(asked))), began)
+        self._passed(batch, len(asked), list(range(len(asked))), began)
         for one, plan, (choice,) in zip(asked, plans, chosen, strict=True):
             if plan.seen is not None:
                 batch.later.postpone(partial(self._learn, one, plan, {}, [choice.token_id]))
@@ -125,14 +125,14 @@ class Drafting:
             chosen.append(found)
             used += rows
             begin += count
-        self._passed(batch, used, began, begin)
+        self._passed(batch, begin, used, began)
         return chosen
 
-    def _passed(self, batch: LeanBatch, used: list[int], began: float, rows: int | None = None) -> None:
-        """Learn from a pass over so many rows, or as many as were of use."""
+    def _passed(self, batch: LeanBatch, rows: int, used: list[int], began: float) -> None:
+        """Learn from a pass over so many rows, of which some were of use."""
         took_s, waited_s = batch.clock() - began, batch.waited_s
         batch.later.catch_up()  # with what there was no wait for
-        batch.later.postpone(partial(self._chooser.note_pass, rows or len(used), took_s, waited_s))
+        batch.later.postpone(partial(self._chooser.note_pass, rows, took_s, waited_s))
         batch.note_demand(used, decode=True)  # drafts that were wrong are no demand: experts would move for them
 
     def _read(self, batch: LeanBatch, asked: Sequence[Asked], growths: Sequence[Growth]) -> Tensor:

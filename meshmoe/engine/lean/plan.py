@@ -33,8 +33,6 @@ class LeanPlan:
         ends: See `tables`.
         embedding: ``[V, H]``.
         head: ``[V, H]``, of the logits.
-        head_bias: ``[V]`` or None.
-        norm: Weight and bias of the last norm; the bias may be None.
         rotary: The trunk's module for position frequencies.
         switch_tokens: See `CacheTraits`.
         top_k: Experts a token is routed to, at most of all layers.
@@ -48,8 +46,6 @@ class LeanPlan:
     ends: Ints
     embedding: Tensor
     head: Tensor
-    head_bias: Tensor | None
-    norm: tuple[Tensor, Tensor | None]
     rotary: Any
     switch_tokens: int | None
     top_k: int
@@ -99,7 +95,6 @@ def make_plan(trunk: Any, experts: tuple[ExpertsModule, ...], traits: CacheTrait
     layers = np.stack([_layer(block, ordinals.get(id(block.mlp))) for block in model.layers])
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     _require(kind in _ROTARIES, f"position frequencies of kind {kind}, which change with every token of a text")
-    norm_bias = getattr(model.norm, "bias", None)
     embedding, head = _weight(model.embed_tokens.weight), _weight(trunk.lm_head.weight)
     ends = np.zeros(len(End), np.int64)
     ends[End.EMBEDDING], ends[End.HEAD], ends[End.VOCABULARY] = embedding.data_ptr(), head.data_ptr(), head.shape[0]
@@ -113,8 +108,6 @@ def make_plan(trunk: Any, experts: tuple[ExpertsModule, ...], traits: CacheTrait
         ends=ends,
         embedding=embedding,
         head=head,
-        head_bias=None if trunk.lm_head.bias is None else _weight(trunk.lm_head.bias),
-        norm=(_weight(model.norm.weight), None if norm_bias is None else _weight(norm_bias)),
         rotary=model.rotary_emb,
         switch_tokens=traits.switch_tokens,
         top_k=int(layers[:, Layer.TOP_K].max()),

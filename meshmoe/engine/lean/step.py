@@ -215,7 +215,7 @@ def compute_resident(
                     return int(e)
                 computed_any = True
                 y = outputs + 4 * i * hidden
-                expert_rows(tag, desk, experts[e, 0], experts[e, 1], normed, y, inner, int64(1), hidden, width)
+                expert_rows(tag, desk, experts[e, 0], experts[e, 1], normed, y, inner, 1, hidden, width)
         return int(end)
     # Sort the pairs by expert: first how many each has, then where its first stands, then the pairs.
     pairs = sorting[end + 1 :]

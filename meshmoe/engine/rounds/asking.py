@@ -58,7 +58,7 @@ def ask(
     if found <= 0:
         return False
     row_bytes = shape[Shape.HIDDEN] * size_of(tag)
-    wanted, distinct = post.wanted, int64(0)
+    wanted, distinct = post.wanted, 0
     for i in range(found):
         if i == 0 or pairs[i, Pair.EXPERT] != pairs[i - 1, Pair.EXPERT]:
             wanted[distinct, EXPERT], wanted[distinct, FIRST] = pairs[i, Pair.EXPERT], i
@@ -123,7 +123,7 @@ def _group(post: Post, at: int, distinct: int) -> bool:
     """Put pairs that go to one peer into one group."""
     round_, wanted, pairs = post.rounds[at], post.wanted, post.pairs[at]
     for i in range(distinct):
-        g = int64(0)
+        g = 0
         while g < round_[Round.GROUPS] and post.groups[at, g, Group.PEER] != wanted[i, PEER]:
             g += 1
         if g == round_[Round.GROUPS]:

@@ -6,7 +6,7 @@ What is decided is the same, which a property test holds it to; see there, and `
 from __future__ import annotations
 
 from meshmoe.engine.kernels.compiling import jit
-from meshmoe.engine.kernels.primitives import address_at, int64
+from meshmoe.engine.kernels.primitives import address_at
 from meshmoe.engine.rounds.tables import Cost, Office, Peer, Post
 from meshmoe.placement.holder_choice import SLACK
 
@@ -56,7 +56,7 @@ def choose(post: Post, moe: int, count: int, row_bytes: int) -> bool:
         Whether all have one.
     """
     wanted = post.wanted
-    common, every, first, same, rows = int64(-1), int64(0), int64(0), True, int64(0)
+    common, every, first, same, rows = -1, 0, 0, True, 0
     for i in range(count):
         bits = holders_of(post, moe, wanted[i, EXPERT])
         if bits == 0:
@@ -69,7 +69,7 @@ def choose(post: Post, moe: int, count: int, row_bytes: int) -> bool:
         rows += wanted[i, ROWS]
     peers = post.numbers[Office.PEERS]
     if common != 0:
-        nearest = _nearest(post, common, int64(0))
+        nearest = _nearest(post, common, 0)
         bit = 1 << nearest
         alone = False  # whether some expert has nobody else
         for i in range(count):
@@ -93,7 +93,7 @@ def choose(post: Post, moe: int, count: int, row_bytes: int) -> bool:
         load[peer] = 0
     left = count
     while left > 0:
-        best, next_at = int64(-1), int64(-1)
+        best, next_at = -1, -1
         for peer in range(peers):
             within[peer] = 0
         for i in range(count):
@@ -151,7 +151,7 @@ def _rank(post: Post, peer: int) -> int:
 @jit
 def _nearest(post: Post, bits: int, size_bytes: int) -> int:
     """Of the peers that ``bits`` stand for, who answers so many bytes first."""
-    best, best_s = int64(-1), _FAR_S
+    best, best_s = -1, _FAR_S
     for peer in range(post.numbers[Office.PEERS]):
         if bits >> peer & 1:
             time_s = peer_time_s(post, peer, size_bytes)
